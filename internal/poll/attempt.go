@@ -1,0 +1,96 @@
+package poll
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"futurebridge/internal/api"
+)
+
+// ErrLeaseLost is a Sink's way to say that it stored nothing, because somebody else may hold the request by now.
+var ErrLeaseLost = errors.New("the lease is lost")
+
+// attempt is one poll of one request with everything that follows from it, in a poller's goroutine. A poller that has
+// a result in hand stays with it until it is stored: results are not left lying in queues.
+func (e *Engine) attempt(ctx context.Context, j job) verdict {
+	r := j.row
+	if !r.Lease.Trusted() {
+		return verdict{next: lost}
+	}
+	if e.now()-r.looked > int64(lookEvery) {
+		if v, stop := e.look(ctx, r); stop {
+			return v
+		}
+	}
+	begin := time.Now()
+	if d := r.State.Deadline; !d.IsZero() && !now(begin).Before(d) {
+		return e.finish(ctx, r, j.policy.Timeout(r.State, begin), verdict{})
+	}
+
+	e.cfg.Metrics.lateness.Observe(time.Duration(e.now() - j.due).Seconds())
+	reply := Reply{Start: begin}
+	reply.Outcome = retrieve(ctx, e.cfg.Retriever, r.ID, r.Type, r.State)
+	reply.End = time.Now()
+	e.cfg.Metrics.polls[reply.Outcome.Kind].Inc()
+	result := int64(len(reply.Outcome.Result))
+	announced := reply.Outcome.PayloadBytes
+	e.bytes.Add(result + announced - r.reserved)
+	defer e.bytes.Add(-result)
+	r.reserved = announced
+
+	v := verdict{polled: true, outcome: reply.Outcome}
+	v.outcome.Result = nil
+	if ctx.Err() != nil && reply.Outcome.Kind != api.Completed {
+		return v // broken off by our own end: what it says means nothing
+	}
+	state, d := j.policy.Step(r.State, reply, rand.Float64())
+	r.State, v.wait = state, d.Wait
+	if d.Look {
+		if looked, stop := e.look(ctx, r); stop {
+			v.next = looked.next
+			return v
+		}
+	}
+	if d.Emit.QueueState != "" {
+		switch over, err := e.cfg.Sink.Transition(ctx, &r.Request, d.Emit); {
+		case errors.Is(err, ErrLeaseLost):
+			v.next = lost
+			return v
+		case err != nil: // only ctx's end: nothing is known of what was stored, the next holder reads it
+			return v
+		case over:
+			v.next = ended
+			return v
+		}
+	}
+	if d.Terminal.Status != "" {
+		return e.finish(ctx, r, d.Terminal, v)
+	}
+	return v
+}
+
+// finish stores a request's end. A result in hand is published even when the lease is lost: its fence keeps order.
+func (e *Engine) finish(ctx context.Context, r *row, result Result, v verdict) verdict {
+	if err := e.cfg.Sink.Finish(ctx, &r.Request, result); err != nil {
+		return v
+	}
+	v.next, v.took = ended, result.Elapsed
+	return v
+}
+
+// look asks whether the request ended elsewhere; stop says that the attempt is over.
+func (e *Engine) look(ctx context.Context, r *row) (v verdict, stop bool) {
+	over, err := e.cfg.Sink.Conclude(ctx, &r.Request)
+	switch {
+	case errors.Is(err, ErrLeaseLost):
+		return verdict{next: lost}, true
+	case err != nil:
+		return verdict{}, true
+	case over:
+		return verdict{next: ended}, true
+	}
+	r.looked = e.now()
+	return verdict{}, false
+}

@@ -1,0 +1,369 @@
+package poll
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"futurebridge/internal/api"
+)
+
+const (
+	tick = 10 * time.Millisecond // due polls go out together, at most this late
+	// lookEvery bounds how long a holder goes on polling a request that ended elsewhere.
+	lookEvery = 5 * time.Minute
+)
+
+// Request is what the engine needs to hold of one request while it waits. The engine and, during a poll, the Sink own it.
+type Request struct {
+	ID          string
+	Type        string
+	Traceparent string
+	Labels      json.RawMessage
+	State       State
+	LogSeq      uint64 // last sequence of the request's log that this holder knows; the Sink's fence
+	Lease       Lease
+}
+
+// Lease is the right to poll a request, and the duty to settle it.
+type Lease interface {
+	Trusted() bool // nobody else can hold the request now
+	Ack()          // the request ended and its closing record is stored
+	Nak()          // somebody else shall have it, now
+	Drop()         // somebody else has it already
+}
+
+// Sink makes events durable. Its methods return when they have, however long that takes, or when ctx ends.
+type Sink interface {
+	// Transition appends to the request's log. ended: the log or the result says that somebody else ended the request.
+	// When somebody else logged another state, that one is adopted into r and t is thrown away. ErrLeaseLost: nothing
+	// was stored.
+	Transition(ctx context.Context, r *Request, t Transition) (ended bool, err error)
+	// Finish stores the result, or accepts the one that somebody else stored, and then the closing record.
+	Finish(ctx context.Context, r *Request, result Result) error
+	// Conclude looks whether the request has a result already, and stores the closing record if that is missing.
+	Conclude(ctx context.Context, r *Request) (ended bool, err error)
+}
+
+// Config is what an engine is made of. All but Metrics and Log are required.
+type Config struct {
+	Policy         Policy
+	Retriever      Retriever
+	Sink           Sink
+	MaxPolls       int     // in flight at a time
+	PollsPerSecond float64 // 0: no fixed limit
+	ResultMemory   int64   // bytes of results not yet stored, above which no poll starts
+	Adaptive       bool    // let the backoff's ceiling follow how long requests of a type take
+	Metrics        *Metrics
+	Log            *slog.Logger
+}
+
+// Engine polls every request that it holds until it ends. Waiting requests are heap entries; one goroutine, Run, owns
+// the heap, the index, the limits and the one timer.
+type Engine struct {
+	cfg     Config
+	start   time.Time
+	heap    dueHeap
+	index   map[string]*row
+	gate    *gate
+	cadence *cadence
+	idle    []chan job // idle pollers, last in first out: the warm ones are used first
+
+	adds     chan []Request
+	done     chan verdict
+	oldest   chan chan time.Time
+	draining chan struct{}
+	ended    chan struct{}
+
+	held    atomic.Int64 // requests
+	bytes   atomic.Int64 // results in memory, and those announced
+	refused atomic.Bool  // the key is refused
+}
+
+type row struct {
+	Request
+	since    time.Time // the submission's time; a poller may be writing to State
+	looked   int64     // when the result was last looked for, on the engine's clock
+	reserved int64     // bytes announced by a metadata answer
+	inFlight bool      // a poller has the Request
+	more     []Request // further submissions of the id; only Run touches them
+}
+
+type job struct {
+	row    *row
+	due    int64
+	policy Policy
+}
+
+// verdict is what a poller reports.
+type verdict struct {
+	row     *row
+	poller  chan job
+	polled  bool
+	outcome api.Outcome // without its result
+	took    time.Duration
+	wait    time.Duration
+	next    next
+}
+
+type next uint8
+
+const (
+	again next = iota // poll again after the wait
+	ended             // settled: ack
+	lost              // the lease is gone
+)
+
+// NewEngine makes an engine; nothing happens before Run.
+func NewEngine(cfg Config) *Engine {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Metrics == nil {
+		cfg.Metrics = NewMetrics(nil)
+	}
+	e := &Engine{
+		cfg: cfg, start: time.Now(), index: make(map[string]*row),
+		gate: newGate(cfg.MaxPolls, cfg.PollsPerSecond, cfg.Policy),
+		adds: make(chan []Request), done: make(chan verdict, cfg.MaxPolls),
+		oldest: make(chan chan time.Time), draining: make(chan struct{}), ended: make(chan struct{}),
+	}
+	if cfg.Adaptive {
+		e.cadence = &cadence{types: make(map[string]*durations)}
+	}
+	return e
+}
+
+// Held is the number of requests in the engine.
+func (e *Engine) Held() int { return int(e.held.Load()) }
+
+// KeyRefused reports whether the upstream refuses the key or the bill, so that everything waits.
+func (e *Engine) KeyRefused() bool { return e.refused.Load() }
+
+// Oldest is the submission time of the oldest request held, zero if there is none.
+func (e *Engine) Oldest() time.Time {
+	reply := make(chan time.Time, 1)
+	select {
+	case e.oldest <- reply:
+		return <-reply
+	case <-e.ended:
+		return time.Time{}
+	}
+}
+
+// Add hands requests over; they are polled as soon as the limits allow. After Drain they go back at once.
+func (e *Engine) Add(requests []Request) {
+	select {
+	case e.adds <- requests:
+	case <-e.ended:
+		for _, r := range requests {
+			r.Lease.Nak()
+		}
+	}
+}
+
+// Drain makes Run give back what waits, let the polls in flight end, publish what they brought, and return.
+func (e *Engine) Drain() { close(e.draining) }
+
+// Run polls until Drain has done its work, or ctx ends: then polls and publishes in flight are broken off.
+func (e *Engine) Run(ctx context.Context) {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	draining := e.draining
+	wake := int64(-1) // what the timer is set to
+	for {
+		if next := e.dispatch(ctx, draining == nil); next != wake {
+			if wake = next; next >= 0 {
+				timer.Reset(time.Duration(next - e.now()))
+			}
+		}
+		select {
+		case requests := <-e.adds:
+			e.add(requests, draining == nil)
+		case v := <-e.done:
+			e.settle(v, draining == nil)
+			for range len(e.done) {
+				e.settle(<-e.done, draining == nil)
+			}
+		case <-timer.C:
+			wake = -1
+		case reply := <-e.oldest:
+			reply <- e.oldestHeld()
+		case <-draining:
+			draining = nil
+			e.giveBack()
+		case <-ctx.Done():
+			if draining != nil {
+				draining = nil
+				e.giveBack()
+			}
+			for e.gate.inFlight > 0 {
+				e.settle(<-e.done, true)
+			}
+		}
+		if draining == nil && e.gate.inFlight == 0 {
+			close(e.ended)
+			for _, poller := range e.idle {
+				close(poller)
+			}
+			return
+		}
+	}
+}
+
+func (e *Engine) now() int64 { return int64(time.Since(e.start)) }
+
+// dispatch sends out what is due and allowed. It returns when to come back, or -1: when something happens.
+func (e *Engine) dispatch(ctx context.Context, draining bool) int64 {
+	for !draining && len(e.heap) > 0 {
+		now := e.now()
+		if due := e.heap[0].due; due > now {
+			return max(due, now+int64(tick))
+		}
+		if e.bytes.Load() >= e.cfg.ResultMemory {
+			return now + int64(tick) // results leave memory without a word to this goroutine
+		}
+		ok, next := e.gate.admit(e.start.Add(time.Duration(now)))
+		if !ok && next.IsZero() {
+			return -1
+		}
+		if !ok {
+			return max(int64(next.Sub(e.start)), now+int64(tick))
+		}
+		first := e.heap.pop()
+		first.row.inFlight = true
+		policy := e.cfg.Policy
+		policy.BackoffMax = e.cadence.ceiling(first.row.Type, policy.BackoffMax)
+		e.poller(ctx) <- job{first.row, first.due, policy}
+	}
+	return -1
+}
+
+// poller takes the idle poller that was busy last, or starts one; admit has bounded their number.
+func (e *Engine) poller(ctx context.Context) chan job {
+	if n := len(e.idle); n > 0 {
+		poller := e.idle[n-1]
+		e.idle = e.idle[:n-1]
+		return poller
+	}
+	poller := make(chan job, 1)
+	go func() {
+		for j := range poller {
+			v := e.attempt(ctx, j)
+			v.row, v.poller = j.row, poller
+			e.done <- v
+		}
+	}()
+	return poller
+}
+
+func (e *Engine) add(requests []Request, draining bool) {
+	now := e.now()
+	for i := range requests {
+		r := &requests[i]
+		if draining {
+			r.Lease.Nak()
+			continue
+		}
+		if held := e.index[r.ID]; held != nil { // one poll, however many submissions
+			held.more = append(held.more, *r)
+			if !held.inFlight {
+				e.absorb(held)
+			}
+			continue
+		}
+		e.index[r.ID] = &row{Request: *r, since: r.State.Submitted, looked: now}
+		e.held.Add(1)
+		e.heap.push(entry{now, e.index[r.ID]})
+	}
+}
+
+// absorb makes one request of several submissions of an id: the first deadline ends it, the longest log is right, and
+// any lease that is trusted will do.
+func (e *Engine) absorb(r *row) {
+	kept := r.more[:0]
+	for _, m := range r.more {
+		if d := m.State.Deadline; !d.IsZero() && (r.State.Deadline.IsZero() || d.Before(r.State.Deadline)) {
+			r.State.Deadline = d
+		}
+		if m.LogSeq > r.LogSeq {
+			r.LogSeq, r.State.QueueState, r.State.Reason = m.LogSeq, m.State.QueueState, m.State.Reason
+		}
+		r.State.Redelivered = r.State.Redelivered || m.State.Redelivered
+		if r.Lease.Trusted() {
+			kept = append(kept, m)
+			continue
+		}
+		r.Lease.Drop()
+		r.Lease = m.Lease
+	}
+	clear(r.more[len(kept):])
+	if r.more = kept; len(kept) == 0 {
+		r.more = nil
+	}
+}
+
+// settle takes back what a poller reports.
+func (e *Engine) settle(v verdict, draining bool) {
+	r := v.row
+	r.inFlight = false
+	e.idle = append(e.idle, v.poller)
+	e.gate.observe(&v.outcome, v.polled, time.Now())
+	if e.gate.held != e.refused.Load() {
+		e.refused.Store(e.gate.held)
+		if e.gate.held {
+			e.cfg.Log.Error("the upstream refuses the key or the bill: every request waits, probing with one poll at a time",
+				"http_status", v.outcome.HTTPStatus, "hint", "check the API key, BRIDGE_API_KEY or --api-key-file, and the account")
+		} else {
+			e.cfg.Log.Info("the upstream accepts the key again")
+		}
+	}
+	if v.outcome.Kind == api.Completed && v.polled {
+		e.cadence.learn(r.Type, v.took)
+	}
+	if v.next != ended && len(r.more) > 0 {
+		if e.absorb(r); v.next == lost && r.Lease.Trusted() {
+			v.next = again
+		}
+	}
+	switch {
+	case v.next == ended:
+		e.remove(r, Lease.Ack)
+	case v.next == lost:
+		e.remove(r, Lease.Drop)
+	case draining:
+		e.remove(r, Lease.Nak)
+	default:
+		e.heap.push(entry{e.now() + int64(v.wait), r})
+	}
+}
+
+func (e *Engine) remove(r *row, how func(Lease)) {
+	how(r.Lease)
+	for _, m := range r.more {
+		how(m.Lease)
+	}
+	e.bytes.Add(-r.reserved)
+	delete(e.index, r.ID)
+	e.held.Add(-1)
+}
+
+// giveBack hands what waits to other bridges.
+func (e *Engine) giveBack() {
+	for _, waiting := range e.heap {
+		e.remove(waiting.row, Lease.Nak)
+	}
+	e.heap = nil
+}
+
+func (e *Engine) oldestHeld() time.Time {
+	var oldest time.Time
+	for _, r := range e.index {
+		if oldest.IsZero() || r.since.Before(oldest) {
+			oldest = r.since
+		}
+	}
+	return oldest
+}

@@ -1,0 +1,35 @@
+package poll
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"futurebridge/internal/api"
+)
+
+// Metrics of one engine; every label is there from the start, at zero.
+type Metrics struct {
+	polls    []prometheus.Counter // by api.Kind
+	lateness prometheus.Histogram
+}
+
+// NewMetrics registers with reg; nil: nowhere.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	polls := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "bridge_polls_total", Help: "Polls of the upstream, by the outcome of each.",
+	}, []string{"outcome"})
+	m := &Metrics{
+		polls: make([]prometheus.Counter, len(api.Kinds)),
+		lateness: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "bridge_poll_lateness_seconds",
+			Help:    "How long after it was due a poll began: high when the limits are too tight.",
+			Buckets: []float64{.001, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
+		}),
+	}
+	for _, kind := range api.Kinds {
+		m.polls[kind] = polls.WithLabelValues(kind.String())
+	}
+	if reg != nil {
+		reg.MustRegister(polls, m.lateness)
+	}
+	return m
+}
