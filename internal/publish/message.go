@@ -1,0 +1,196 @@
+package publish
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/nats-io/nats.go"
+
+	"futurebridge/internal/poll"
+)
+
+// stored is a request's end as the results stream has it, whoever put it there.
+type stored struct {
+	status    string
+	polls     int
+	elapsedMS int64
+	ref       ResultRef
+	err       json.RawMessage // the body of a result that is an error
+}
+
+// marshal writes an event's body, without the escapes that only web pages need. Bodies are structs of plain fields and
+// valid JSON: it cannot fail.
+func marshal(v any) []byte {
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		panic(err)
+	}
+	return bytes.TrimRight(buf.Bytes(), "\n")
+}
+
+func (p *Publisher) transitionMessage(r *poll.Request, t poll.Transition) *nats.Msg {
+	body := StateBody{
+		RequestID: r.ID, QueueState: t.QueueState, Previous: Optional(t.Previous), Reason: Optional(t.Reason),
+		Poll: t.Poll, Time: t.Time.UTC(), Labels: r.Labels,
+	}
+	if t.Progress != nil {
+		body.QueuePosition, body.EstimatedWait = t.Progress.QueuePosition, t.Progress.EstimatedWaitS
+		body.Progress, body.Status = t.Progress.Progress, t.Progress.Status
+	}
+	return p.message(p.names.State(r.ID), r.LogSeq, event{
+		r: r, kind: "state", status: t.QueueState, polls: t.Poll, at: t.Time, contentType: "application/json", body: marshal(body),
+	})
+}
+
+func (p *Publisher) closingMessage(r *poll.Request, s stored, at time.Time) *nats.Msg {
+	body := ClosingBody{
+		RequestID: r.ID, Status: s.status, Previous: Optional(r.State.QueueState), Polls: s.polls, ElapsedMS: s.elapsedMS,
+		Time: at.UTC(), Labels: r.Labels, Result: s.ref, Error: s.err,
+	}
+	return p.message(p.names.State(r.ID), r.LogSeq, event{
+		r: r, kind: "closing", status: s.status, polls: s.polls, at: at, contentType: "application/json", body: marshal(body),
+	})
+}
+
+// resultBody is the body of the result event: the upstream's bytes, or the error.
+func resultBody(result poll.Result) []byte {
+	f := result.Failure
+	if f == nil {
+		return result.Body
+	}
+	return marshal(ErrorBody{
+		Type: string(f.Type), Category: string(f.Category), RawCategory: f.RawCategory, Message: f.Message,
+		HTTPStatus: result.HTTPStatus, Retryable: result.Retryable, Polls: result.Polls, ElapsedMS: result.Elapsed.Milliseconds(),
+	})
+}
+
+func (p *Publisher) resultMessage(r *poll.Request, result poll.Result, body []byte, large *LargeRef) *nats.Msg {
+	e := event{
+		r: r, kind: "result", status: string(result.Status), polls: result.Polls, at: result.Time,
+		contentType: result.ContentType, body: body,
+	}
+	if large != nil {
+		e.body = nil
+		e.identity = large.Object
+	}
+	m := p.message(p.names.Result(r.ID), 0, e)
+	if large != nil {
+		m.Header[HeaderResultObject] = []string{large.Object}
+		m.Header[HeaderResultBytes] = []string{strconv.FormatInt(large.Bytes, 10)}
+		m.Header[HeaderResultDigest] = []string{large.Digest}
+	}
+	return m
+}
+
+type event struct {
+	r            *poll.Request
+	kind, status string
+	polls        int
+	at           time.Time
+	contentType  string
+	body         []byte
+	identity     string // stands for a body that is stored elsewhere
+}
+
+// message makes a fenced event: it is stored only if expect is still the last sequence of its subject. Its message id
+// comes from all that it says, so that "duplicate" always means this very message.
+func (p *Publisher) message(subject string, expect uint64, e event) *nats.Msg {
+	hash := xxhash.New()
+	for _, s := range []string{e.status, e.contentType, e.identity} {
+		_, _ = hash.WriteString(s)
+		_, _ = hash.Write([]byte{0})
+	}
+	_, _ = hash.Write(e.body)
+	expected := strconv.FormatUint(expect, 10)
+	// The subject keeps the ids of two requests apart whatever their hashes are.
+	id := subject + "." + expected + "." + strconv.FormatUint(hash.Sum64(), 36)
+	at := e.at.UTC().Format(time.RFC3339Nano)
+	if e.contentType == "" {
+		e.contentType = "application/octet-stream"
+	}
+	header := nats.Header{
+		nats.ExpectedLastSubjSeqHdr: {expected},
+		expectedSubjectHdr:          {subject},
+		nats.MsgIdHdr:               {id},
+		HeaderRequestID:             {e.r.ID},
+		HeaderStatus:                {e.status},
+		HeaderPolls:                 {strconv.Itoa(e.polls)},
+		HeaderSubmittedAt:           {e.r.State.Submitted.UTC().Format(time.RFC3339Nano)},
+		HeaderContentType:           {e.contentType},
+		"ce-specversion":            {"1.0"},
+		"ce-type":                   {"futurebridge." + e.kind},
+		"ce-source":                 {p.source},
+		"ce-id":                     {id},
+		"ce-time":                   {at},
+		"ce-subject":                {subject},
+	}
+	if e.r.Type != "" { // a protobuf result does not say which message it is
+		header[HeaderRequestType] = []string{e.r.Type}
+	}
+	if e.r.Traceparent != "" {
+		header[HeaderTraceparent] = []string{e.r.Traceparent}
+	}
+	return &nats.Msg{Subject: ingest(subject), Header: header, Data: e.body}
+}
+
+// storedFrom reads the end of a request out of its result event.
+func (p *Publisher) storedFrom(e Event, seq uint64, at time.Time) stored {
+	s := stored{
+		status: e.Status, polls: e.Polls, elapsedMS: max(0, at.Sub(e.SubmittedAt).Milliseconds()),
+		ref: ResultRef{Stream: p.names.ResultsStream(), Seq: seq, Bytes: e.Bytes(), ContentType: e.ContentType},
+	}
+	if e.Large != nil {
+		s.ref.Object = e.Large.Object
+	}
+	if e.Status != StatusCompleted && json.Valid(e.Data) {
+		s.err = e.Data
+	}
+	return s
+}
+
+// expectedSubjectHdr names the subject whose last sequence is expected: the one stored under, not the one published to.
+const expectedSubjectHdr = "Nats-Expected-Last-Subject-Sequence-Subject"
+
+const (
+	maxRejectedBytes   = 64 << 10
+	maxRejectedHeaders = 8 << 10
+)
+
+// rejection carries a submission back, whole or its beginning with size and digest, with the reason in a header.
+func (p *Publisher) rejection(seq uint64, reason string, m *nats.Msg) *nats.Msg {
+	subject := p.names.Rejected(seq)
+	header := nats.Header{}
+	size := 0
+	for name, values := range m.Header {
+		for _, v := range values {
+			size += len(name) + len(v)
+		}
+		if !strings.HasPrefix(strings.ToLower(name), "nats-") {
+			header[name] = values
+		}
+	}
+	if size > maxRejectedHeaders {
+		header = nats.Header{}
+	}
+	data := m.Data
+	if len(data) > maxRejectedBytes {
+		sum := sha256.Sum256(data)
+		header[HeaderRejectedBytes] = []string{strconv.Itoa(len(data))}
+		header[HeaderRejectedDigest] = []string{"SHA-256=" + base64.URLEncoding.EncodeToString(sum[:])}
+		data = data[:maxRejectedBytes]
+	}
+	header[HeaderRejectedReason] = []string{reason}
+	header[HeaderRejectedSubject] = []string{m.Subject}
+	header[nats.MsgIdHdr] = []string{subject}
+	header[nats.ExpectedLastSubjSeqHdr] = []string{"0"}
+	header[expectedSubjectHdr] = []string{subject}
+	return &nats.Msg{Subject: ingest(subject), Header: header, Data: data}
+}

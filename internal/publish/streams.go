@@ -1,0 +1,229 @@
+package publish
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Options are what an operator may choose about streams and consumer. A nil field follows what stands, or the default
+// where nothing stands yet; a set field that differs from what stands is an error.
+type Options struct {
+	Replicas        *int           // 1, 3 or 5; default 1
+	StatesMaxAge    *time.Duration // how long logs are kept; default 7 d. Longer than any timeout
+	ResultsMaxAge   *time.Duration // how long results are kept; default 7 d
+	ResultsMaxBytes *int64         // of the results stream; default no limit
+	CompressResults *bool          // S2 on the results stream; default off
+	AckWait         *time.Duration // default 2 min
+	MaxAckPending   *int           // requests held by all bridges together; default 200,000
+}
+
+// Defaults of Options.
+const (
+	DefaultMaxAge        = 7 * 24 * time.Hour
+	DefaultAckWait       = 2 * time.Minute
+	DefaultMaxAckPending = 200_000
+)
+
+const (
+	// The fence carries the promise. A wide window would keep millions of message ids in the server's memory.
+	duplicateWindow = 10 * time.Second
+	statesPerLog    = 64
+	// Servers cap a stream's consumers at 1,000 where its config does not say; watchers are consumers.
+	maxConsumers     = 100_000
+	rejectedMaxBytes = 64 << 20
+	rejectedMaxMsgs  = 100_000
+)
+
+// Streams are the configurations of the four streams of n.
+//
+// A stream of events listens on its ingest subject, where bridges race, and stores under the public subject, to which
+// it republishes what it stored: so a core subscriber sees only what is stored, and never what lost a race.
+func (n Names) Streams(o Options) []jetstream.StreamConfig {
+	replicas := value(o.Replicas, 1)
+	events := func(name, kind, description string, age time.Duration) jetstream.StreamConfig {
+		subject := n.prefix + "." + kind + ".*"
+		return jetstream.StreamConfig{
+			Name: name, Description: description,
+			Subjects:         []string{ingest(subject)},
+			SubjectTransform: &jetstream.SubjectTransformConfig{Source: ingest(subject), Destination: n.prefix + "." + kind + ".{{wildcard(1)}}"},
+			RePublish:        &jetstream.RePublish{Source: subject, Destination: n.prefix + "." + kind + ".{{wildcard(1)}}"},
+			Retention:        jetstream.LimitsPolicy, Storage: jetstream.FileStorage, Replicas: replicas,
+			Discard: jetstream.DiscardNew, MaxAge: age, MaxMsgsPerSubject: statesPerLog, MaxMsgs: -1, MaxBytes: -1,
+			Duplicates: duplicateWindow, AllowDirect: true, DenyDelete: true, MaxConsumers: maxConsumers,
+		}
+	}
+	work := jetstream.StreamConfig{
+		Name: n.WorkStream(), Description: "submissions that no bridge has finished",
+		Subjects:  []string{n.Submit(), n.Submit() + ".>"},
+		Retention: jetstream.WorkQueuePolicy, Storage: jetstream.FileStorage, Replicas: replicas,
+		Discard: jetstream.DiscardNew, MaxMsgs: -1, MaxBytes: -1, MaxMsgsPerSubject: -1,
+		Duplicates: duplicateWindow, AllowDirect: true, MaxConsumers: -1,
+	}
+	states := events(n.StatesStream(), "state", "each request's log: transitions, then one closing record", value(o.StatesMaxAge, DefaultMaxAge))
+	results := events(n.ResultsStream(), "result", "each request's one result", value(o.ResultsMaxAge, DefaultMaxAge))
+	results.MaxBytes = value(o.ResultsMaxBytes, -1)
+	if value(o.CompressResults, false) {
+		results.Compression = jetstream.S2Compression
+	}
+	rejected := events(n.RejectedStream(), "rejected", "submissions that are no requests", DefaultMaxAge)
+	rejected.Discard, rejected.MaxBytes, rejected.MaxMsgs, rejected.MaxMsgsPerSubject = jetstream.DiscardOld, rejectedMaxBytes, rejectedMaxMsgs, 1
+	return []jetstream.StreamConfig{work, states, results, rejected}
+}
+
+// Bucket is the configuration of the object store for results that are too large for a message.
+func (n Names) Bucket(o Options) jetstream.ObjectStoreConfig {
+	return jetstream.ObjectStoreConfig{
+		Bucket: n.LargeBucket(), Description: "results too large for a message",
+		TTL: value(o.ResultsMaxAge, DefaultMaxAge), Storage: jetstream.FileStorage, Replicas: value(o.Replicas, 1),
+	}
+}
+
+// ConsumerConfig is the configuration of the durable consumer that all bridges share.
+func (n Names) ConsumerConfig(o Options) jetstream.ConsumerConfig {
+	return jetstream.ConsumerConfig{
+		Durable: n.Consumer(), Description: "the bridges",
+		AckPolicy: jetstream.AckExplicitPolicy, AckWait: value(o.AckWait, DefaultAckWait), MaxDeliver: -1,
+		MaxAckPending: value(o.MaxAckPending, DefaultMaxAckPending),
+	}
+}
+
+// MismatchError lists how what stands differs from what a bridge needs. Nothing has been changed.
+type MismatchError struct{ Differences []string }
+
+func (e *MismatchError) Error() string {
+	return "streams or consumer stand with another configuration, and were left as they are:\n  " +
+		strings.Join(e.Differences, "\n  ") + "\nedit or remove them, choose another --prefix, or drop the flag that differs"
+}
+
+// Ensure creates the streams, the bucket and the consumer of n that are missing, and checks those that stand. It
+// returns the consumer's configuration in force. When anything that stands differs it returns a *MismatchError and has
+// changed nothing.
+func Ensure(ctx context.Context, js jetstream.JetStream, n Names, o Options) (jetstream.ConsumerConfig, error) {
+	var differences []string
+	var missing []jetstream.StreamConfig
+	consumer := n.ConsumerConfig(o)
+	for _, want := range n.Streams(o) {
+		stream, err := js.Stream(ctx, want.Name)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			missing = append(missing, want)
+			continue
+		}
+		if err != nil {
+			return consumer, fmt.Errorf("look up stream %s: %w", want.Name, err)
+		}
+		differences = append(differences, n.streamDifferences(stream.CachedInfo().Config, want, o)...)
+		if want.Name != n.WorkStream() {
+			continue
+		}
+		switch standing, err := stream.Consumer(ctx, n.Consumer()); {
+		case err == nil:
+			differences = append(differences, n.consumerDifferences(standing.CachedInfo().Config, consumer, o)...)
+			consumer = standing.CachedInfo().Config
+		case !errors.Is(err, jetstream.ErrConsumerNotFound):
+			return consumer, fmt.Errorf("look up consumer %s of %s: %w", n.Consumer(), want.Name, err)
+		}
+	}
+	if len(differences) > 0 {
+		return consumer, &MismatchError{differences}
+	}
+	for _, want := range missing {
+		// Another bridge may create the same at the same time; an equal configuration is no error.
+		if _, err := js.CreateStream(ctx, want); err != nil {
+			return consumer, fmt.Errorf("create stream %s: %w", want.Name, err)
+		}
+	}
+	if _, err := js.ObjectStore(ctx, n.LargeBucket()); errors.Is(err, jetstream.ErrBucketNotFound) {
+		if _, err = js.CreateObjectStore(ctx, n.Bucket(o)); err != nil && !errors.Is(err, jetstream.ErrBucketExists) {
+			return consumer, fmt.Errorf("create object store %s: %w", n.LargeBucket(), err)
+		}
+	} else if err != nil {
+		return consumer, fmt.Errorf("look up object store %s: %w", n.LargeBucket(), err)
+	}
+	created, err := js.CreateConsumer(ctx, n.WorkStream(), consumer)
+	if err != nil {
+		return consumer, fmt.Errorf("create consumer %s of %s: %w", n.Consumer(), n.WorkStream(), err)
+	}
+	return created.CachedInfo().Config, nil
+}
+
+func (n Names) streamDifferences(have, want jetstream.StreamConfig, o Options) []string {
+	d := differ{where: "stream " + want.Name}
+	slices.Sort(have.Subjects)
+	slices.Sort(want.Subjects)
+	d.check("subjects", have.Subjects, want.Subjects)
+	d.check("retention", have.Retention, want.Retention)
+	d.check("storage", have.Storage, want.Storage)
+	d.check("discard", have.Discard, want.Discard)
+	d.check("subject transform", deref(have.SubjectTransform), deref(want.SubjectTransform))
+	d.check("republish", deref(have.RePublish), deref(want.RePublish))
+	d.check("allow direct", have.AllowDirect, want.AllowDirect)
+	d.check("max msgs per subject", have.MaxMsgsPerSubject, want.MaxMsgsPerSubject)
+	if o.Replicas != nil {
+		d.check("replicas", have.Replicas, want.Replicas)
+	}
+	switch want.Name {
+	case n.WorkStream():
+		d.check("max age", have.MaxAge, want.MaxAge)
+	case n.StatesStream():
+		if o.StatesMaxAge != nil {
+			d.check("max age", have.MaxAge, want.MaxAge)
+		}
+	case n.ResultsStream():
+		if o.ResultsMaxAge != nil {
+			d.check("max age", have.MaxAge, want.MaxAge)
+		}
+		if o.ResultsMaxBytes != nil {
+			d.check("max bytes", have.MaxBytes, want.MaxBytes)
+		}
+		if o.CompressResults != nil {
+			d.check("compression", have.Compression, want.Compression)
+		}
+	}
+	return d.found
+}
+
+func (n Names) consumerDifferences(have, want jetstream.ConsumerConfig, o Options) []string {
+	d := differ{where: "consumer " + n.Consumer() + " of stream " + n.WorkStream()}
+	d.check("ack policy", have.AckPolicy, want.AckPolicy)
+	d.check("max deliver", have.MaxDeliver, want.MaxDeliver)
+	d.check("backoff", fmt.Sprint(have.BackOff), fmt.Sprint(want.BackOff))
+	d.check("filter subjects", have.FilterSubject+strings.Join(have.FilterSubjects, ","), "")
+	if o.AckWait != nil {
+		d.check("ack wait (--ack-wait)", have.AckWait, want.AckWait)
+	}
+	if o.MaxAckPending != nil {
+		d.check("max ack pending (--max-ack-pending)", have.MaxAckPending, want.MaxAckPending)
+	}
+	return d.found
+}
+
+type differ struct {
+	where string
+	found []string
+}
+
+func (d *differ) check(field string, have, want any) {
+	if h, w := fmt.Sprint(have), fmt.Sprint(want); h != w {
+		d.found = append(d.found, fmt.Sprintf("%s: %s is %s, want %s", d.where, field, h, w))
+	}
+}
+
+func deref[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
+
+func value[T any](p *T, otherwise T) T {
+	if p != nil {
+		return *p
+	}
+	return otherwise
+}
