@@ -1,0 +1,244 @@
+package intake
+
+import (
+	"context"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+const (
+	// confirmEvery is how often an acknowledgement is repeated until the server has confirmed it.
+	confirmEvery = 2 * time.Second
+	flushTimeout = 5 * time.Second
+)
+
+// Keeper holds the leases of one bridge: it extends those that are trusted, all in one burst, because the server
+// rewrites its pending state as long as anything in it changes; and it repeats acknowledgements until each is confirmed.
+type Keeper struct {
+	nc      *nats.Conn
+	ackWait time.Duration
+	start   time.Time
+	log     *slog.Logger
+	metrics *Metrics
+
+	inbox string
+	sub   *nats.Subscription
+	freed chan struct{} // a slot came free
+
+	mu       sync.Mutex
+	live     map[uint64]*Lease // by stream sequence
+	settling map[uint64]*Lease // acknowledged, not yet confirmed
+}
+
+// Lease is the right to poll one request, and the duty to settle its work item. It implements poll.Lease.
+type Lease struct {
+	keeper *Keeper
+	seq    uint64
+	reply  string       // where the server takes acknowledgements
+	sent   atomic.Int64 // when the fetch or the last extension was sent, on the keeper's clock; negative: gone
+	how    string       // the acknowledgement, while settling
+	tried  int64        // when it was sent last
+}
+
+const gone = -1 << 62
+
+// NewKeeper makes a keeper for a consumer with this AckWait.
+func NewKeeper(nc *nats.Conn, ackWait time.Duration, metrics *Metrics, log *slog.Logger) (*Keeper, error) {
+	k := &Keeper{
+		nc: nc, ackWait: ackWait, start: time.Now(), log: log, metrics: metrics,
+		inbox: nc.NewRespInbox(), freed: make(chan struct{}, 1),
+		live: make(map[uint64]*Lease), settling: make(map[uint64]*Lease),
+	}
+	var err error
+	k.sub, err = nc.Subscribe(k.inbox+".*", k.confirmed)
+	if err != nil {
+		return nil, err
+	}
+	return k, k.sub.SetPendingLimits(-1, -1)
+}
+
+// Held is the number of work items that this bridge has to settle.
+func (k *Keeper) Held() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.live) + len(k.settling)
+}
+
+// Run extends and repeats until ctx ends.
+func (k *Keeper) Run(ctx context.Context) {
+	burst := time.NewTimer(k.ackWait / 3)
+	defer burst.Stop()
+	repeat := time.NewTicker(confirmEvery)
+	defer repeat.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-burst.C:
+			next := k.ackWait / 3
+			if err := k.extend(); err != nil {
+				k.metrics.failedBursts.Inc()
+				k.log.Warn("leases could not be extended; what is not extended in time is let go", "error", err)
+				next = min(next, time.Second)
+			}
+			burst.Reset(next)
+		case <-repeat.C:
+			k.repeat()
+		}
+	}
+}
+
+// Close stops listening for confirmations. What is unconfirmed by then is delivered again, and acknowledged then.
+func (k *Keeper) Close() error { return k.sub.Unsubscribe() }
+
+// take makes the lease of a delivery that a fetch sent at this time brought. The lease of an earlier delivery of the
+// same work item is void from now on.
+func (k *Keeper) take(seq uint64, reply string, sent time.Time) *Lease {
+	l := &Lease{keeper: k, seq: seq, reply: reply}
+	l.sent.Store(int64(sent.Sub(k.start)))
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if old := k.live[seq]; old != nil {
+		old.sent.Store(gone)
+	}
+	delete(k.settling, seq)
+	k.live[seq] = l
+	return l
+}
+
+// Trusted reports whether the server still keeps the work item for this bridge. It is counted from when the fetch or
+// the extension was sent, and with a margin: a process that was stopped finds deliveries in its socket that have long
+// gone to somebody else.
+func (l *Lease) Trusted() bool {
+	age := int64(time.Since(l.keeper.start)) - l.sent.Load()
+	return age < int64(l.keeper.ackWait/10*9)
+}
+
+// Ack settles the work item. It may only be called after the closing record is stored: the server takes an
+// acknowledgement from anybody, so an early one would delete the item under whoever holds it.
+func (l *Lease) Ack() { l.settle("+ACK") }
+
+// Term settles a work item that is no request, after its rejection is stored.
+func (l *Lease) Term() { l.settle("+TERM") }
+
+func (l *Lease) settle(how string) {
+	k := l.keeper
+	k.mu.Lock()
+	if k.live[l.seq] == l {
+		delete(k.live, l.seq)
+		k.settling[l.seq] = l
+	}
+	l.how, l.tried = how, int64(time.Since(k.start))
+	k.mu.Unlock()
+	k.send(l)
+}
+
+// send is confirmed by a reply to the keeper's inbox; nobody waits for it. An error is one more reason to repeat it.
+func (k *Keeper) send(l *Lease) {
+	_ = k.nc.PublishRequest(l.reply, k.inbox+"."+strconv.FormatUint(l.seq, 10), []byte(l.how))
+}
+
+func (k *Keeper) confirmed(m *nats.Msg) {
+	seq, err := strconv.ParseUint(m.Subject[strings.LastIndexByte(m.Subject, '.')+1:], 10, 64)
+	if err != nil || m.Header.Get("Status") == "503" { // no consumer answers: repeat until there is one
+		return
+	}
+	k.mu.Lock()
+	delete(k.settling, seq)
+	k.mu.Unlock()
+	k.free()
+}
+
+func (k *Keeper) free() {
+	select {
+	case k.freed <- struct{}{}:
+	default:
+	}
+}
+
+// repeat sends the acknowledgements again that were not confirmed in time.
+func (k *Keeper) repeat() {
+	now := int64(time.Since(k.start))
+	k.mu.Lock()
+	var late []*Lease
+	for seq, l := range k.settling {
+		if now-l.tried < int64(confirmEvery) {
+			continue
+		}
+		if !l.Trusted() {
+			// Delivered again by now, to whoever finds the closing record; nothing is left to do here.
+			delete(k.settling, seq)
+			continue
+		}
+		l.tried = now
+		late = append(late, l)
+	}
+	k.mu.Unlock()
+	for _, l := range late {
+		k.send(l)
+	}
+	k.free()
+}
+
+// Nak hands the work item to another bridge now.
+func (l *Lease) Nak() {
+	if l.forget() {
+		_ = l.keeper.nc.Publish(l.reply, []byte("-NAK")) // lost: it goes after AckWait
+	}
+}
+
+// Drop lets go of a work item that somebody else has.
+func (l *Lease) Drop() { l.forget() }
+
+// forget reports whether the lease was this bridge's to give away.
+func (l *Lease) forget() bool {
+	k := l.keeper
+	trusted := l.Trusted()
+	k.mu.Lock()
+	mine := k.live[l.seq] == l
+	if mine {
+		delete(k.live, l.seq)
+	}
+	k.mu.Unlock()
+	k.free()
+	return mine && trusted
+}
+
+// extend asks for AckWait more for every trusted lease, and trusts in it only when the server has seen it all.
+func (k *Keeper) extend() error {
+	begin := int64(time.Since(k.start))
+	k.mu.Lock()
+	leases := make([]*Lease, 0, len(k.live))
+	for _, l := range k.live {
+		if l.Trusted() {
+			leases = append(leases, l)
+		}
+	}
+	k.mu.Unlock()
+	if len(leases) == 0 {
+		return nil
+	}
+	progress := []byte("+WPI")
+	for _, l := range leases {
+		if err := k.nc.Publish(l.reply, progress); err != nil {
+			return err
+		}
+	}
+	if err := k.nc.FlushTimeout(flushTimeout); err != nil {
+		return err
+	}
+	for _, l := range leases {
+		// Not if it was lost to a later delivery meanwhile.
+		if was := l.sent.Load(); was >= 0 && was < begin {
+			l.sent.CompareAndSwap(was, begin)
+		}
+	}
+	k.metrics.extensions.Add(float64(len(leases)))
+	return nil
+}
