@@ -82,7 +82,7 @@ func (k *Keeper) Run(ctx context.Context) {
 			return
 		case <-burst.C:
 			next := k.ackWait / 3
-			if err := k.extend(); err != nil {
+			if err := k.extend(ctx); err != nil {
 				k.metrics.failedBursts.Inc()
 				k.log.Warn("leases could not be extended; what is not extended in time is let go", "error", err)
 				next = min(next, time.Second)
@@ -211,7 +211,7 @@ func (l *Lease) forget() bool {
 }
 
 // extend asks for AckWait more for every trusted lease, and trusts in it only when the server has seen it all.
-func (k *Keeper) extend() error {
+func (k *Keeper) extend(ctx context.Context) error {
 	begin := int64(time.Since(k.start))
 	k.mu.Lock()
 	leases := make([]*Lease, 0, len(k.live))
@@ -230,7 +230,9 @@ func (k *Keeper) extend() error {
 			return err
 		}
 	}
-	if err := k.nc.FlushTimeout(flushTimeout); err != nil {
+	flush, done := context.WithTimeout(ctx, flushTimeout)
+	defer done()
+	if err := k.nc.FlushWithContext(flush); err != nil {
 		return err
 	}
 	for _, l := range leases {
