@@ -1,0 +1,226 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime/pprof"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/stretchr/testify/require"
+
+	"futurebridge/client"
+	"futurebridge/internal/publish"
+)
+
+// The programs beside the bridge in benchmarks, each a process of its own so that its CPU time can be told apart.
+var benchPrograms = map[string]func(args []string){"bench-nats": benchNATS, "bench-loop": benchLoop}
+
+// benchNATS is a NATS server as people run it: in particular with its own habits of syncing to disk.
+func benchNATS(args []string) {
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: args[0], NoSigs: true})
+	if err != nil {
+		panic(err)
+	}
+	s.Start()
+	fmt.Fprintf(os.Stderr, "listening url=%s \n", s.ClientURL())
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	<-stop
+	s.Shutdown()
+	s.WaitForShutdown()
+}
+
+// benchLoop is what one would write without the bridge: take an id, poll, publish with a message id, ack. It is tuned
+// (many in flight, connections kept, async publishes) and promises much less: no fence, no states, no closing record.
+func benchLoop(args []string) {
+	natsURL, upstream := args[0], args[1]
+	nc, err := nats.Connect(natsURL)
+	if err != nil {
+		panic(err)
+	}
+	js, err := jetstream.New(nc, jetstream.WithPublishAsyncMaxPending(4096))
+	if err != nil {
+		panic(err)
+	}
+	ctx := context.Background()
+	consumer, err := js.Consumer(ctx, "TINKER_WORK", "bridge")
+	if err != nil {
+		panic(err)
+	}
+	web := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1024, MaxConnsPerHost: 1024}}
+	slots := make(chan struct{}, 1024)
+	running, err := consumer.Consume(func(m jetstream.Msg) {
+		slots <- struct{}{}
+		go func() {
+			defer func() { <-slots }()
+			id := string(m.Data())
+			body, _ := json.Marshal(map[string]any{"request_id": id, "allow_metadata_only": false})
+			res, err := web.Post(upstream+"/api/v1/retrieve_future", "application/json", bytes.NewReader(body))
+			if err != nil {
+				panic(err)
+			}
+			data, err := io.ReadAll(res.Body)
+			res.Body.Close()
+			var answer struct {
+				Status string          `json:"status"`
+				Result json.RawMessage `json:"result"`
+			}
+			if err = json.Unmarshal(data, &answer); err != nil || answer.Status != "completed" {
+				panic(fmt.Sprint(err, string(data)))
+			}
+			future, err := js.PublishMsgAsync(&nats.Msg{Subject: "loop.result." + id, Data: answer.Result}, jetstream.WithMsgID(id))
+			if err != nil {
+				panic(err)
+			}
+			select {
+			case <-future.Ok():
+			case err := <-future.Err():
+				panic(err)
+			}
+			if err := m.Ack(); err != nil {
+				panic(err)
+			}
+		}()
+	}, jetstream.PullMaxMessages(2000))
+	if err != nil {
+		panic(err)
+	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	<-stop
+	running.Stop()
+	nc.Close()
+}
+
+// measurement is how fast a program drains a work stream of n ids, and at what cost in CPU.
+type measurement struct{ perSecond, workerCPU, serverCPU float64 } // requests/s, µs a request
+
+func drain(b *testing.B, n, resultBytes int, worker func(natsURL, upstream string) *process, results string) measurement {
+	nats := start(b, "bench-nats", b.TempDir())
+	sim := start(b, "simulate", "--listen", "127.0.0.1:0", "--duration", "0s", "--result-bytes", fmt.Sprint(resultBytes))
+	upstream := "http://" + between(sim, "listening on http://", ",")
+	flags := natsFlags{Nats: nats.value("url"), Prefix: "tinker"}
+	nc, js, err := flags.dial(dialOptions{name: "bench", log: silent()})
+	require.NoError(b, err)
+	defer nc.Close()
+	ctx := b.Context()
+	_, err = publish.Ensure(ctx, js, flags.names(), publish.Options{})
+	require.NoError(b, err)
+	_, err = js.CreateStream(ctx, jetstream.StreamConfig{Name: "LOOP", Subjects: []string{"loop.result.*"}, Duplicates: 10 * time.Second})
+	require.NoError(b, err)
+	c, err := client.New(nc)
+	require.NoError(b, err)
+	for _, err := range c.SubmitAll(ctx, func(yield func(client.Request) bool) {
+		for i := range n {
+			if !yield(client.Request{ID: fmt.Sprintf("3bcb34a3-3037-49fe-b8a2-2eac64c37fc0:train:0:%d", i)}) {
+				return
+			}
+		}
+	}) {
+		require.NoError(b, err)
+	}
+	begin := time.Now()
+	w := worker(flags.Nats, upstream)
+	stored := func(stream string) uint64 {
+		s, err := js.Stream(ctx, stream)
+		require.NoError(b, err)
+		return s.CachedInfo().State.Msgs
+	}
+	require.Eventually(b, func() bool { return stored(results) == uint64(n) && stored("TINKER_WORK") == 0 }, 5*time.Minute, 10*time.Millisecond)
+	took := time.Since(begin).Seconds()
+	_ = w.end(syscall.SIGTERM)
+	_ = nats.end(syscall.SIGTERM)
+	_ = sim.end(syscall.SIGTERM)
+	cpu := func(p *process) float64 {
+		return (p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime()).Seconds() * 1e6 / float64(n)
+	}
+	return measurement{float64(n) / took, cpu(w), cpu(nats)}
+}
+
+func between(p *process, before, after string) string {
+	var value string
+	require.Eventually(p.t, func() bool {
+		_, rest, found := strings.Cut(p.log(), before)
+		value, _, _ = strings.Cut(rest, after)
+		return found
+	}, 10*time.Second, 5*time.Millisecond)
+	return value
+}
+
+// BenchmarkWholePath drains a full work stream through `bridge serve`, with every promise on, and through a hand-written
+// loop, one after the other in the same run. The figures are medians of three pairs; ratios are the bridge's to the
+// loop's in a pair.
+func BenchmarkWholePath(b *testing.B) {
+	for _, size := range []int{200, 20_000} {
+		b.Run(fmt.Sprintf("result=%dB", size), func(b *testing.B) {
+			for b.Loop() {
+				wholePath(b, 20_000, size)
+			}
+		})
+	}
+}
+
+func wholePath(b *testing.B, n, resultBytes int) {
+	var bridges, loops []measurement
+	for range 3 {
+		bridges = append(bridges, drain(b, n, resultBytes, func(natsURL, upstream string) *process {
+			return start(b, "serve", "--nats", natsURL, "--upstream", upstream, "--http", "none")
+		}, "TINKER_RESULTS"))
+		loops = append(loops, drain(b, n, resultBytes, func(natsURL, upstream string) *process {
+			return start(b, "bench-loop", natsURL, upstream)
+		}, "LOOP"))
+	}
+	report := func(name string, of func(bridge, loop measurement) float64) {
+		var values []float64
+		for i := range bridges {
+			values = append(values, of(bridges[i], loops[i]))
+		}
+		slices.Sort(values)
+		b.ReportMetric(values[len(values)/2], name)
+	}
+	report("bridge-req/s", func(bridge, _ measurement) float64 { return bridge.perSecond })
+	report("loop-req/s", func(_, loop measurement) float64 { return loop.perSecond })
+	report("speed-ratio", func(bridge, loop measurement) float64 { return bridge.perSecond / loop.perSecond })
+	report("bridge-cpu-µs/req", func(bridge, _ measurement) float64 { return bridge.workerCPU })
+	report("loop-cpu-µs/req", func(_, loop measurement) float64 { return loop.workerCPU })
+	report("cpu-ratio", func(bridge, loop measurement) float64 { return bridge.workerCPU / loop.workerCPU })
+	report("cpu-with-server-ratio", func(bridge, loop measurement) float64 {
+		return (bridge.workerCPU + bridge.serverCPU) / (loop.workerCPU + loop.serverCPU)
+	})
+	b.ReportMetric(0, "ns/op") // the time of an iteration means nothing here
+}
+
+// profile writes a CPU profile of the bridge, until it is told to stop, where BRIDGE_TEST_CPUPROFILE says.
+func profile() {
+	path := os.Getenv("BRIDGE_TEST_CPUPROFILE")
+	if path == "" || os.Args[1] != "serve" {
+		return
+	}
+	file, err := os.Create(path)
+	if err != nil {
+		panic(err)
+	}
+	if err := pprof.StartCPUProfile(file); err != nil {
+		panic(err)
+	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	go func() {
+		<-stop
+		pprof.StopCPUProfile()
+		_ = file.Close()
+	}()
+}

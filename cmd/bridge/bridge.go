@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"futurebridge/internal/intake"
+	"futurebridge/internal/poll"
+	"futurebridge/internal/publish"
+)
+
+// bridge is one running bridge: work comes in through intake, is held and polled by engine, and goes out through
+// publisher. keeper holds the leases meanwhile.
+type bridge struct {
+	cfg       *serveConfig
+	js        jetstream.JetStream
+	nc        *nats.Conn
+	log       *slog.Logger
+	keeper    *intake.Keeper
+	intake    *intake.Intake
+	engine    *poll.Engine
+	publisher *publish.Publisher
+}
+
+// newBridge wires a bridge on streams that stand; consumer is the configuration in force.
+func newBridge(cfg *serveConfig, nc *nats.Conn, js jetstream.JetStream, consumer jetstream.ConsumerConfig,
+	retriever poll.Retriever, log *slog.Logger, reg prometheus.Registerer,
+) (*bridge, error) {
+	names := cfg.names()
+	b := &bridge{cfg: cfg, js: js, nc: nc, log: log}
+	b.publisher = publish.New(publish.Config{
+		Conn: nc, JetStream: js, Names: names, MaxInline: int64(cfg.MaxInlineResult),
+		Metrics: publish.NewMetrics(reg), Log: log,
+	})
+	b.engine = poll.NewEngine(poll.Config{
+		Policy: cfg.policy(), Retriever: retriever, Sink: b.publisher,
+		MaxPolls: cfg.MaxPolls, PollsPerSecond: cfg.PollsPerSecond, ResultMemory: int64(cfg.ResultMemory),
+		Adaptive: cfg.Cadence == "adaptive", Metrics: poll.NewMetrics(reg), Log: log,
+	})
+	metrics := intake.NewMetrics(reg)
+	var err error
+	if b.keeper, err = intake.NewKeeper(nc, consumer.AckWait, metrics, log); err != nil {
+		return nil, fmt.Errorf("subscribe to confirmations: %w", err)
+	}
+	b.intake = intake.New(intake.Config{
+		Keeper: b.keeper, Max: min(cfg.MaxRequests, consumer.MaxAckPending),
+		Consumer: b.consumer, CheckID: publish.CheckID,
+		Handle: b.handle, Reject: b.publisher.Reject, Paused: b.publisher.Trouble,
+		Metrics: metrics, Log: log,
+	})
+	if reg != nil {
+		reg.MustRegister(
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+				Name: "bridge_requests_held", Help: "Requests that this bridge holds.",
+			}, func() float64 { return float64(b.engine.Held()) }),
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+				Name: "bridge_oldest_request_seconds", Help: "Age of the oldest request held, since its submission; 0 without any.",
+			}, b.oldest),
+		)
+	}
+	return b, nil
+}
+
+func (b *bridge) oldest() float64 {
+	submitted := b.engine.Oldest()
+	if submitted.IsZero() {
+		return 0
+	}
+	return time.Since(submitted).Seconds()
+}
+
+// run works until ctx ends, then drains: what waits goes to other bridges at once, polls in flight end and their
+// results are published. hard ends the drain.
+func (b *bridge) run(ctx, hard context.Context) {
+	hard, cut := context.WithCancel(hard)
+	defer cut()
+	var running, leases sync.WaitGroup
+	keeping, release := context.WithCancel(context.WithoutCancel(ctx))
+	defer release()
+	leases.Go(func() { b.keeper.Run(keeping) })
+	running.Go(func() { b.engine.Run(hard) })
+	running.Go(func() { b.intake.Run(hard, ctx) })
+
+	<-ctx.Done()
+	begin := time.Now()
+	b.log.Info("draining: what waits goes back, polls in flight end", "held", b.engine.Held(), "at_most", b.cfg.DrainTimeout)
+	timer := time.AfterFunc(b.cfg.DrainTimeout, cut)
+	defer timer.Stop()
+	b.engine.Drain()
+	running.Wait()
+	release()
+	leases.Wait()
+	flush, done := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer done()
+	if err := b.nc.FlushWithContext(flush); err != nil {
+		b.log.Warn("the last acknowledgements may not have arrived; their requests come again and end at once", "error", err)
+	}
+	_ = b.keeper.Close()
+	b.log.Info("drained", "took", time.Since(begin).Round(time.Millisecond))
+}
+
+// consumer finds the shared consumer, and makes it and its stream anew if somebody deleted them.
+func (b *bridge) consumer(ctx context.Context) (jetstream.Consumer, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	names := b.cfg.names()
+	if _, err := publish.Ensure(ctx, b.js, names, b.cfg.streamOptions()); err != nil {
+		return nil, err
+	}
+	return b.js.Consumer(ctx, names.WorkStream(), names.Consumer())
+}
+
+// handle reads what is stored of each request before it is polled, settles those that have ended, and has the others
+// polled.
+func (b *bridge) handle(ctx context.Context, items []intake.Item) {
+	byID := make(map[string]int, len(items))
+	requests := make([]*poll.Request, 0, len(items))
+	for i := range items {
+		if _, twice := byID[items[i].ID]; !twice {
+			byID[items[i].ID] = len(requests)
+			requests = append(requests, b.request(&items[i]))
+		}
+	}
+	ended, err := b.publisher.Lookup(ctx, requests)
+	if err != nil { // only the end of ctx
+		for i := range items {
+			items[i].Lease.Nak()
+		}
+		return
+	}
+	open := make([]poll.Request, 0, len(items))
+	for i := range items {
+		n := byID[items[i].ID]
+		if ended[n] {
+			items[i].Lease.Ack()
+			continue
+		}
+		r := b.request(&items[i])
+		found := requests[n]
+		r.LogSeq, r.State.QueueState, r.State.Reason, r.State.Polls = found.LogSeq, found.State.QueueState, found.State.Reason, found.State.Polls
+		open = append(open, *r)
+	}
+	b.engine.Add(open)
+}
+
+func (b *bridge) request(item *intake.Item) *poll.Request {
+	timeout := item.Timeout
+	if timeout == 0 {
+		timeout = b.cfg.Timeout
+	}
+	return &poll.Request{
+		ID: item.ID, Type: item.Type, Traceparent: item.Traceparent, Labels: item.Labels, Lease: item.Lease,
+		State: poll.State{Submitted: item.Submitted, Deadline: item.Submitted.Add(timeout), Redelivered: item.Redelivered},
+	}
+}
+
+// notReady says why this bridge cannot take work; empty when it can.
+func (b *bridge) notReady() string {
+	switch {
+	case b.nc.Status() != nats.CONNECTED:
+		return "not connected to NATS"
+	case b.engine.KeyRefused():
+		return "the upstream refuses the API key or the bill (401 or 402)"
+	}
+	return b.intake.Trouble()
+}

@@ -1,0 +1,297 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/stretchr/testify/require"
+
+	"futurebridge/internal/api/sim"
+	"futurebridge/internal/publish"
+)
+
+func TestEveryRequestGetsItsStatesAndOneResult(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, everyday())
+		w.bridge("bridge-1")
+		w.bridge("bridge-2")
+		var mu sync.Mutex
+		seen := map[string]int{}
+		_, err := w.nc.Subscribe("tinker.result.*", func(m *nats.Msg) {
+			mu.Lock()
+			defer mu.Unlock()
+			seen[m.Header.Get(publish.HeaderRequestID)]++
+		})
+		require.NoError(t, err)
+		odd := []string{"we.ird > *id/", "-5", "=x", "ünïcode", "$JS.API.>", "a b", strings.Repeat("ü", 500), "gw:alias:7"}
+		w.submit(ids("req", 400)...)
+		w.submit(odd...)
+		w.settled(5 * time.Minute)
+		w.check()
+		require.Len(t, seen, 408, "a core subscriber saw each result")
+		for id, n := range seen {
+			require.Equal(t, 1, n, "request %q", id)
+		}
+		require.Equal(t, 1, w.sim.Stats().MaxPollsNowOfAnID)
+		w.close()
+	})
+}
+
+func TestASubmissionSaysHowItWantsToBePolled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, sim.Script{Profiles: []sim.Profile{{Name: "never", Steps: []sim.Step{{State: "active"}}}}})
+		w.bridge("bridge-1")
+		w.submitMsg(&nats.Msg{Subject: "tinker.submit.team-a", Data: []byte(`{"request_id":"req-1","timeout_ms":20000,"request_type":"Sample","labels":{"run":"7"}}`),
+			Header: nats.Header{"traceparent": {"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}}})
+		begin := time.Now()
+		w.accepted = append(w.accepted, "req-1")
+		w.settled(time.Minute)
+		require.InDelta(t, 20, time.Since(begin).Seconds(), 2)
+		states, results := w.history()
+		require.Len(t, states, 2)
+		require.Len(t, results, 1)
+		require.Equal(t, "timed_out", results[0].Status)
+		var body publish.ErrorBody
+		require.NoError(t, json.Unmarshal(results[0].Data, &body))
+		require.Equal(t, "api_timeout", body.Type)
+		require.InDelta(t, 20000, body.ElapsedMS, 100)
+		closing, err := states[1].Closing()
+		require.NoError(t, err)
+		require.JSONEq(t, `{"run":"7"}`, string(closing.Labels))
+		w.close()
+	})
+}
+
+func TestWhatIsNoRequestIsRejectedAndHarmsNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, sim.Script{})
+		w.bridge("bridge-1")
+		bad := map[uint64]string{}
+		for _, body := range []string{"", "  ", "{", `{"request_id":5}`, `{"id":"x"}`, "\xff\xfe", "a\nb", `{"request_id":"x","timeout_ms":-1}`, `{"request_id":"x","labels":[]}`} {
+			bad[w.submitMsg(&nats.Msg{Subject: "tinker.submit", Data: []byte(body)})] = body
+		}
+		w.submit("good")
+		w.settled(time.Minute)
+		w.check()
+		stream, err := w.js.Stream(t.Context(), w.names.RejectedStream())
+		require.NoError(t, err)
+		require.EqualValues(t, len(bad), stream.CachedInfo().State.Msgs)
+		for seq, body := range bad {
+			m, err := stream.GetLastMsgForSubject(t.Context(), w.names.Rejected(seq))
+			require.NoError(t, err)
+			require.Equal(t, body, string(m.Data))
+			require.NotEmpty(t, m.Header.Get(publish.HeaderRejectedReason))
+		}
+		w.close()
+	})
+}
+
+func TestAFinishedIDIsNotPolledAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, sim.Script{Style: sim.Style{Retention: "once"}})
+		w.bridge("bridge-1")
+		w.submit("req-1")
+		w.settled(time.Minute)
+		polls := w.sim.Stats().Polls
+		w.submit("req-1")
+		w.accepted = w.accepted[:1]
+		w.settled(time.Minute)
+		require.Equal(t, polls, w.sim.Stats().Polls)
+		w.check()
+		w.close()
+	})
+}
+
+func TestTheSameIDsAtTwoBridgesOfAOneShotUpstreamLoseNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		script := sim.Script{Style: sim.Style{Retention: "once"}, Profiles: []sim.Profile{{Name: "job", Steps: []sim.Step{
+			{State: "active", For: 5 * time.Second, Spread: 5 * time.Second}, {Answer: "completed"},
+		}}}}
+		w := newWorld(t, script)
+		w.bridge("bridge-1", "--max-requests=300")
+		w.bridge("bridge-2", "--max-requests=300")
+		all := ids("req", 200)
+		w.submit(all...)
+		w.submit(all...)
+		w.accepted = all
+		w.settled(5 * time.Minute)
+		w.check()
+		w.close()
+	})
+}
+
+func TestADrainHandsOverAndLosesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		script := sim.Script{Style: sim.Style{Retention: "once", Hold: 20 * time.Second}, Profiles: []sim.Profile{{Name: "job", Steps: []sim.Step{
+			{State: "active", For: 30 * time.Second, Spread: 30 * time.Second}, {Answer: "completed"},
+		}}}}
+		w := newWorld(t, script)
+		first := w.bridge("bridge-1", "--max-polls=50")
+		w.submit(ids("req", 500)...)
+		time.Sleep(10 * time.Second)
+		w.bridge("bridge-2")
+		begin := time.Now()
+		go first.stop()
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		require.GreaterOrEqual(t, w.bridges[1].engine.Held(), 450, "all but those in flight, within three seconds")
+		<-first.ended
+		require.LessOrEqual(t, time.Since(begin), 31*time.Second)
+		w.settled(5 * time.Minute)
+		w.check()
+		w.close()
+	})
+}
+
+func TestDeletedStreamsAndConsumersAreMadeAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, everyday())
+		b := w.bridge("bridge-1")
+		time.Sleep(3 * time.Second)
+		require.NoError(t, w.js.DeleteConsumer(t.Context(), w.names.WorkStream(), w.names.Consumer()))
+		w.submit(ids("req", 20)...)
+		w.settled(5 * time.Minute)
+		require.NoError(t, w.js.DeleteStream(t.Context(), w.names.WorkStream()))
+		time.Sleep(10 * time.Second)
+		require.Empty(t, b.notReady())
+		w.submit(ids("more", 20)...)
+		w.settled(5 * time.Minute)
+		w.check()
+		w.close()
+	})
+}
+
+func TestAFullStreamHoldsResultsAndWork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		script := sim.Script{Style: sim.Style{Retention: "once"}, Profiles: []sim.Profile{{Name: "job", Steps: []sim.Step{
+			{State: "active", For: time.Second}, {Answer: "completed", ResultBytes: 5000},
+		}}}}
+		w := newWorld(t, script)
+		b := w.bridge("bridge-1")
+		stream, err := w.js.Stream(t.Context(), w.names.ResultsStream())
+		require.NoError(t, err)
+		config := stream.CachedInfo().Config
+		config.MaxBytes = 60_000
+		_, err = w.js.UpdateStream(t.Context(), config)
+		require.NoError(t, err)
+		w.submit(ids("req", 50)...)
+		time.Sleep(5 * time.Minute)
+		require.Contains(t, b.notReady(), "tinker.result")
+		w.submit("late")
+		time.Sleep(time.Minute)
+		require.Zero(t, w.sim.StatsOf("late").Polls, "no work is taken meanwhile")
+		config.MaxBytes = -1
+		_, err = w.js.UpdateStream(t.Context(), config)
+		require.NoError(t, err)
+		w.settled(5 * time.Minute)
+		require.Empty(t, b.notReady())
+		w.check()
+		w.close()
+	})
+}
+
+func TestLargeResultsGoToTheObjectStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		script := sim.Script{Style: sim.Style{MetadataThreshold: 100_000}, Profiles: []sim.Profile{{Name: "job", Steps: []sim.Step{
+			{State: "active", For: time.Second}, {Answer: "completed", ResultBytes: 3 << 20},
+		}}}}
+		w := newWorld(t, script)
+		w.bridge("bridge-1")
+		w.submit(ids("req", 5)...)
+		w.settled(5 * time.Minute)
+		w.check()
+		_, results := w.history()
+		bucket, err := w.js.ObjectStore(t.Context(), w.names.LargeBucket())
+		require.NoError(t, err)
+		for _, r := range results {
+			require.NotNil(t, r.Large)
+			data, err := bucket.GetBytes(t.Context(), r.Large.Object)
+			require.NoError(t, err)
+			_, want := w.sim.Expected(r.RequestID)
+			require.Equal(t, want, data)
+			require.EqualValues(t, len(want), r.Large.Bytes)
+		}
+		w.close()
+	})
+}
+
+// TestAnHourOfMisfortune is scripted life with random faults: bridges die, drain and come back, the server restarts,
+// the upstream has an outage. The seed is printed; every promise is checked at the end.
+func TestAnHourOfMisfortune(t *testing.T) {
+	seeds := []uint64{1, 2, 3, rand.Uint64()}
+	for _, seed := range seeds {
+		synctest.Test(t, func(t *testing.T) { misfortune(t, seed) })
+	}
+}
+
+func misfortune(t *testing.T, seed uint64) {
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	script := everyday()
+	script.Outages = []sim.Outage{{After: 10 * time.Minute, For: 3 * time.Minute, With: &sim.Step{Answer: "status", Status: 503}}}
+	script.Noise = []sim.Noise{
+		{Rate: 0.02, With: &sim.Step{Wire: "reset"}}, {Rate: 0.02, With: &sim.Step{Answer: "status", Status: 502}},
+		{Rate: 0.01, With: &sim.Step{Wire: "truncated"}}, {Rate: 0.01, With: &sim.Step{Answer: "status", Status: 429, RetryAfterMS: 3000}},
+	}
+	w := newWorld(t, script)
+	bridges := []*running{w.bridge("bridge-a", "--ack-wait=30s"), w.bridge("bridge-b", "--ack-wait=30s")}
+	faults := 0
+	for minute := range 60 {
+		if minute < 50 {
+			w.submit(ids(string(rune('A'+minute))+"req", 10)...)
+		}
+		time.Sleep(time.Duration(random.IntN(60)) * time.Second)
+		n := random.IntN(2)
+		switch random.IntN(8) {
+		case 0:
+			bridges[n].kill()
+			time.Sleep(time.Duration(random.IntN(10)) * time.Second)
+			bridges[n] = w.bridge(fmt.Sprint("bridge-", minute), "--ack-wait=30s")
+			faults++
+		case 1:
+			bridges[n].stop()
+			bridges[n] = w.bridge(fmt.Sprint("bridge-", minute), "--ack-wait=30s")
+			faults++
+		case 2:
+			w.restartServer(time.Duration(random.IntN(20_000)) * time.Millisecond)
+			faults++
+		}
+	}
+	require.NotZero(t, faults)
+	w.settled(30 * time.Minute)
+	w.check()
+	w.close()
+}
+
+func TestABridgeThatFindsNoServerWaitsForIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, sim.Script{})
+		w.server.Load().Shutdown()
+		cfg, err := parseServe(t, up)
+		require.NoError(t, err)
+		nc, js := w.connect("bridge-1")
+		state := newReadiness("starting")
+		prepared := make(chan jetstream.ConsumerConfig)
+		go func() {
+			consumer, err := cfg.prepare(context.Background(), nc, js, state, w.logger())
+			require.NoError(t, err)
+			prepared <- consumer
+		}()
+		time.Sleep(time.Minute)
+		require.Contains(t, state.notReady(), "not connected to NATS")
+		w.startServer()
+		consumer := <-prepared
+		require.Equal(t, publish.DefaultAckWait, consumer.AckWait)
+		nc.Close()
+		w.close()
+	})
+}

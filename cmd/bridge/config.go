@@ -1,0 +1,354 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"futurebridge/internal/publish"
+)
+
+// serveConfig is everything `bridge serve` can be told. A field's flag is also BRIDGE_<FLAG> in the environment and
+// <flag> in the file of --config; given says who gave it.
+type serveConfig struct {
+	natsFlags `embed:""`
+
+	Config      string `name:"config" placeholder:"FILE" help:"YAML file with one \"flag: value\" a line, flags without dashes in front. Flags and environment win over it."`
+	PrintConfig bool   `name:"print-config" help:"Print the effective settings as a config file, secrets masked, and exit."`
+
+	Embedded       bool   `name:"embedded" group:"embedded" help:"Run a NATS server inside this process, with JetStream on disk."`
+	EmbeddedListen string `name:"embedded-listen" group:"embedded" default:"127.0.0.1:4222" placeholder:"HOST:PORT" help:"Where the embedded server listens. It has no authentication: keep it on loopback."`
+	StoreDir       string `name:"store-dir" group:"embedded" placeholder:"DIR" help:"Where the embedded server keeps its streams (default: $XDG_STATE_HOME/future-bridge or ~/.local/state/future-bridge)."`
+
+	Upstream         string  `name:"upstream" group:"upstream" placeholder:"URL" further:"TINKER_BASE_URL" help:"Base URL of the API that answers \"retrieve future\". Required."`
+	UpstreamPath     string  `name:"upstream-path" group:"upstream" default:"/api/v1/retrieve_future" help:"Path of \"retrieve future\" below the base URL."`
+	UpstreamHeader   headers `name:"upstream-header" group:"upstream" placeholder:"NAME=VALUE" help:"A further header of every poll; may be given several times."`
+	InsecureUpstream bool    `name:"insecure-upstream" group:"upstream" help:"Allow plain http to an upstream on another machine: the API key then travels in the clear."`
+	APIKeyFile       string  `name:"api-key-file" group:"upstream" placeholder:"FILE" help:"File that holds the API key, in one line. Or put the key into BRIDGE_API_KEY or TINKER_API_KEY; it is never a flag's value."`
+	APIKeyHeader     string  `name:"api-key-header" group:"upstream" default:"X-API-Key" help:"Header that carries the API key. With Authorization the key is sent as it is: include its scheme."`
+
+	Replicas        int           `name:"replicas" group:"streams" default:"1" help:"Copies of each stream: 1 on one server, 3 in a cluster."`
+	StatesMaxAge    time.Duration `name:"states-max-age" group:"streams" default:"168h" help:"How long logs are kept; 0 is for ever. Longer than any request's timeout."`
+	ResultsMaxAge   time.Duration `name:"results-max-age" group:"streams" default:"168h" help:"How long results are kept; 0 is for ever."`
+	ResultsMaxBytes byteSize      `name:"results-max-bytes" group:"streams" default:"0" help:"How much room results may take, the oldest go first; 0 is no limit."`
+	CompressResults bool          `name:"compress-results" group:"streams" help:"Store results compressed (S2), for some of the server's CPU."`
+	AckWait         time.Duration `name:"ack-wait" group:"streams" default:"2m" help:"How long another bridge waits before it takes over the requests of one that went silent."`
+	MaxAckPending   int           `name:"max-ack-pending" group:"streams" default:"200000" help:"Requests held by all bridges together."`
+
+	Timeout       time.Duration `name:"timeout" group:"requests" default:"24h" help:"Deadline of a request that names none, from its submission."`
+	MaxRequests   int           `name:"max-requests" group:"requests" default:"100000" help:"Requests held by this bridge."`
+	NotFoundGrace time.Duration `name:"not-found-grace" group:"requests" default:"10s" help:"How long \"not found\" must last before it is believed."`
+	DrainTimeout  time.Duration `name:"drain-timeout" group:"requests" default:"30s" help:"How long polls in flight may take to end when the bridge stops."`
+
+	MaxPolls           int           `name:"max-polls" group:"polling" default:"1024" help:"Polls in flight."`
+	PollsPerSecond     float64       `name:"polls-per-second" group:"polling" default:"0" help:"Polls a second; 0 is no fixed limit, the bridge finds what the upstream bears."`
+	PollTimeout        time.Duration `name:"poll-timeout" group:"polling" default:"65s" help:"How long one poll may take. Longer than the upstream holds a poll."`
+	BackoffInitial     time.Duration `name:"backoff-initial" group:"polling" default:"500ms" help:"First wait between two polls of a request; it doubles."`
+	BackoffMax         time.Duration `name:"backoff-max" group:"polling" default:"30s" help:"Longest wait between two polls of a request."`
+	PausedWait         time.Duration `name:"paused-wait" group:"polling" default:"1s" help:"Wait when the upstream has paused a request and says no time."`
+	ServerFailurePolls int           `name:"server-failure-polls" group:"polling" default:"3" help:"Further polls after a failure that is the upstream's own."`
+	Cadence            string        `name:"cadence" group:"polling" default:"adaptive" enum:"adaptive,fixed" help:"adaptive: the longest wait follows the durations seen for a request type. fixed: it is --backoff-max."`
+
+	MaxResult       byteSize `name:"max-result" group:"results" default:"64MiB" help:"Largest result, decompressed."`
+	MaxInlineResult byteSize `name:"max-inline-result" group:"results" default:"512KiB" help:"Larger results go to the object store."`
+	ResultMemory    byteSize `name:"result-memory" group:"results" default:"256MiB" help:"Memory for results that are not yet stored; when it is full no new poll starts."`
+
+	HTTP      string `name:"http" group:"observing" default:"127.0.0.1:8910" placeholder:"HOST:PORT" help:"Where /metrics, /healthz and /readyz are; \"none\": nowhere."`
+	LogLevel  string `name:"log-level" group:"observing" default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
+	LogFormat string `name:"log-format" group:"observing" default:"text" enum:"text,json" help:"text or json."`
+
+	apiKey   string   // set by validate
+	warnings []string // set by validate: what an operator should read once
+}
+
+// following are the settings of streams and consumers that stand longer than a bridge: given, they must agree with
+// what stands; not given, they follow it.
+var following = []string{"replicas", "states-max-age", "results-max-age", "results-max-bytes", "compress-results", "ack-wait", "max-ack-pending"}
+
+const apiKeyVariable = "BRIDGE_API_KEY"
+
+// fdReserve is how many file descriptors are left for everything that is not a poll.
+const fdReserve = 64
+
+// validate returns one error a line for everything that cannot work, completes what depends on other settings
+// (the store directory, the API key, limits that nobody asked for), and fills warnings.
+func (c *serveConfig) validate() error {
+	var errs []error
+	bad := func(flag, format string, args ...any) { errs = append(errs, c.given.errorf(flag, format, args...)) }
+	errs = append(errs, c.natsFlags.validate())
+	c.checkEmbedded(bad)
+	c.checkUpstream(bad)
+
+	for _, d := range []struct {
+		flag  string
+		value time.Duration
+		least time.Duration
+	}{
+		{"states-max-age", c.StatesMaxAge, 0},
+		{"results-max-age", c.ResultsMaxAge, 0},
+		{"ack-wait", c.AckWait, time.Second},
+		{"timeout", c.Timeout, time.Millisecond},
+		{"not-found-grace", c.NotFoundGrace, 0},
+		{"drain-timeout", c.DrainTimeout, 0},
+		{"poll-timeout", c.PollTimeout, time.Millisecond},
+		{"backoff-initial", c.BackoffInitial, time.Millisecond},
+		{"backoff-max", c.BackoffMax, time.Millisecond},
+		{"paused-wait", c.PausedWait, time.Millisecond},
+	} {
+		if d.value < d.least {
+			bad(d.flag, "%v is too short; give at least %v", d.value, d.least)
+		}
+	}
+	for _, n := range []struct {
+		flag        string
+		value, from int
+	}{
+		{"replicas", c.Replicas, 1},
+		{"max-ack-pending", c.MaxAckPending, 1},
+		{"max-requests", c.MaxRequests, 1},
+		{"max-polls", c.MaxPolls, 1},
+		{"server-failure-polls", c.ServerFailurePolls, 0},
+		{"max-result", int(c.MaxResult), 1},
+		{"max-inline-result", int(c.MaxInlineResult), 1},
+		{"result-memory", int(c.ResultMemory), 1},
+	} {
+		if n.value < n.from {
+			bad(n.flag, "%d is too small; give at least %d", n.value, n.from)
+		}
+	}
+	if c.PollsPerSecond < 0 {
+		bad("polls-per-second", "%v is below 0; give a rate, or 0 for no fixed limit", c.PollsPerSecond)
+	}
+	if c.Replicas > 5 {
+		bad("replicas", "%d copies are more than JetStream keeps; give 1, 3 or 5", c.Replicas)
+	}
+	if c.Embedded && c.Replicas > 1 {
+		bad("replicas", "the embedded server is one server and keeps 1 copy; use a NATS cluster for %d", c.Replicas)
+	}
+	if c.BackoffMax < c.BackoffInitial {
+		bad("backoff-max", "%v is shorter than --backoff-initial %v; give at least that", c.BackoffMax, c.BackoffInitial)
+	}
+	if c.StatesMaxAge > 0 && c.StatesMaxAge <= c.Timeout {
+		bad("states-max-age", "%v is not longer than --timeout %v: a log would be gone before its request ends; raise it, or lower --timeout", c.StatesMaxAge, c.Timeout)
+	}
+	if c.ResultMemory < c.MaxInlineResult {
+		bad("result-memory", "%v does not hold one result of --max-inline-result %v; give at least that", c.ResultMemory, c.MaxInlineResult)
+	}
+	if c.MaxRequests > c.MaxAckPending {
+		if c.given.has("max-requests") {
+			bad("max-requests", "%d is more than --max-ack-pending %d, which all bridges share; lower it, or raise --max-ack-pending", c.MaxRequests, c.MaxAckPending)
+		}
+		c.MaxRequests = c.MaxAckPending
+	}
+	c.checkDescriptors(bad)
+	if c.HTTP == "none" {
+		c.HTTP = ""
+	}
+	if c.HTTP != "" && !isListenAddress(c.HTTP) {
+		bad("http", "%q is not host:port; give one such as 127.0.0.1:8910, or none", c.HTTP)
+	}
+	c.warnings = append(c.warnings, strayVariables(os.Environ())...)
+	return errors.Join(errs...)
+}
+
+// strayVariables warns of BRIDGE_ variables that no flag reads. They are no errors: they may be another program's.
+func strayVariables(environ []string) (warnings []string) {
+	known := map[string]bool{apiKeyVariable: true}
+	eachFlag(reflect.ValueOf(serveConfig{}), func(flag string, _ reflect.Value) { known[envName(flag)] = true })
+	for _, entry := range environ {
+		if name, _, _ := strings.Cut(entry, "="); strings.HasPrefix(name, "BRIDGE_") && !known[name] {
+			warnings = append(warnings, name+" in the environment is no setting; bridge serve --help names those there are")
+		}
+	}
+	slices.Sort(warnings)
+	return warnings
+}
+
+func (c *serveConfig) checkEmbedded(bad func(flag, format string, args ...any)) {
+	if !c.Embedded {
+		for _, flag := range []string{"embedded-listen", "store-dir"} {
+			if c.given.rank(flag) == byFlag {
+				bad(flag, "says where the embedded NATS server is, but there is none; add --embedded, or leave it out")
+			}
+		}
+		return
+	}
+	for _, flag := range []string{"nats", "nats-context"} {
+		if r := c.given.rank(flag); r > byOtherEnv && r >= c.given.rank("embedded") {
+			bad(flag, "contradicts --embedded, which brings its own NATS; leave one of them out")
+		}
+	}
+	if !isListenAddress(c.EmbeddedListen) {
+		bad("embedded-listen", "%q is not host:port; give one such as 127.0.0.1:4222", c.EmbeddedListen)
+	}
+	if c.StoreDir == "" {
+		dir, err := stateDir()
+		if err != nil {
+			bad("store-dir", "there is no default: %v; name a directory", err)
+		}
+		c.StoreDir = dir
+	}
+}
+
+func (c *serveConfig) checkUpstream(bad func(flag, format string, args ...any)) {
+	switch u, err := url.Parse(c.Upstream); {
+	case c.Upstream == "":
+		if !c.PrintConfig {
+			bad("upstream", "is missing; give the base URL of the API, such as https://api.example.com (also BRIDGE_UPSTREAM or TINKER_BASE_URL)")
+		}
+	case err != nil: // the parser's error repeats the URL, which may hold a password
+		bad("upstream", "is not a URL; give one such as https://api.example.com")
+	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
+		bad("upstream", "must begin with https:// (or http://) and a host, such as https://api.example.com")
+	case u.User != nil:
+		bad("upstream", "holds a user name or password, which would end up in logs; use --api-key-file, or --upstream-header Authorization=…")
+	case u.RawQuery != "" || u.Fragment != "" || u.ForceQuery:
+		bad("upstream", "has a query or a fragment; give the base URL alone, and further things as --upstream-header")
+	case u.Scheme == "http" && !isLoopback(u.Hostname()) && !c.InsecureUpstream:
+		bad("upstream", "plain http to %s sends the API key in the clear; use https, or add --insecure-upstream", u.Hostname())
+	}
+	if !strings.HasPrefix(c.UpstreamPath, "/") || strings.ContainsAny(c.UpstreamPath, "?# \t\r\n") {
+		bad("upstream-path", "%q is not a path; give one such as /api/v1/retrieve_future", c.UpstreamPath)
+	}
+	if !isToken(c.APIKeyHeader) {
+		bad("api-key-header", "%q cannot be a header's name; give one such as X-API-Key", c.APIKeyHeader)
+	}
+	key, flag, err := c.readAPIKey()
+	if err != nil {
+		bad(flag, "%v", err)
+	}
+	c.apiKey = key
+	for _, h := range c.UpstreamHeader {
+		switch {
+		case slices.ContainsFunc([]string{"Host", "Connection", "Content-Length", "Content-Type", "Transfer-Encoding"},
+			func(own string) bool { return strings.EqualFold(own, h.name) }):
+			bad("upstream-header", "%s is set by HTTP itself; leave it out", h.name)
+		case h.value == mask:
+			bad("upstream-header", "the value of %s is masked; put the real one in its place", h.name)
+		case !isHeaderValue(h.value):
+			bad("upstream-header", "the value of %s has a line break or another control character; give one line of text", h.name)
+		case strings.EqualFold(h.name, c.APIKeyHeader) && key != "":
+			bad("upstream-header", "%s already carries the API key; leave one of them out", h.name)
+		}
+	}
+}
+
+// readAPIKey finds the key: a file named on the command line, then BRIDGE_API_KEY, a file named elsewhere, and last
+// TINKER_API_KEY, which other programs read too. No key is no error. On an error it also names the flag at fault.
+func (c *serveConfig) readAPIKey() (key, flag string, err error) {
+	own := os.Getenv(apiKeyVariable)
+	switch {
+	case c.APIKeyFile != "" && own != "" && c.given.rank("api-key-file") < byFlag:
+		return "", "api-key-file", errors.New("contradicts BRIDGE_API_KEY, which is set too; leave one of them out")
+	case c.APIKeyFile != "":
+		text, err := os.ReadFile(c.APIKeyFile)
+		if err != nil {
+			return "", "api-key-file", fmt.Errorf("%w; name a file that can be read", err)
+		}
+		key = strings.TrimSpace(string(text))
+		if key == "" {
+			return "", "api-key-file", fmt.Errorf("%s is empty; put the key into it", c.APIKeyFile)
+		}
+		if !isHeaderValue(key) {
+			return "", "api-key-file", fmt.Errorf("%s has more than one line, or a control character; put the key alone into it", c.APIKeyFile)
+		}
+		return key, "", nil
+	}
+	name := apiKeyVariable
+	if own == "" {
+		name = "TINKER_API_KEY"
+	}
+	key = strings.TrimSpace(os.Getenv(name))
+	if !isHeaderValue(key) {
+		c.given[name] = origin{byEnv, name}
+		return "", name, errors.New("has more than one line, or a control character; put the key alone into it")
+	}
+	return key, "", nil
+}
+
+// checkDescriptors compares the polls in flight with the connections this process may open.
+func (c *serveConfig) checkDescriptors(bad func(flag, format string, args ...any)) {
+	limit, known := descriptorLimit()
+	if !known || c.MaxPolls+fdReserve <= limit {
+		return
+	}
+	most := max(1, limit-fdReserve)
+	if c.given.has("max-polls") {
+		bad("max-polls", "%d polls in flight need more than the %d file descriptors this process may open; give at most %d, or raise the limit (ulimit -n)", c.MaxPolls, limit, most)
+		return
+	}
+	c.MaxPolls = most
+	c.warnings = append(c.warnings, fmt.Sprintf("only %d polls in flight: this process may open no more than %d files (ulimit -n)", most, limit))
+}
+
+// streamOptions are what was given about streams and consumer.
+func (c *serveConfig) streamOptions() publish.Options {
+	o := publish.Options{
+		Replicas:        ifGiven(c.given, "replicas", c.Replicas),
+		StatesMaxAge:    ifGiven(c.given, "states-max-age", c.StatesMaxAge),
+		ResultsMaxAge:   ifGiven(c.given, "results-max-age", c.ResultsMaxAge),
+		ResultsMaxBytes: ifGiven(c.given, "results-max-bytes", int64(c.ResultsMaxBytes)),
+		CompressResults: ifGiven(c.given, "compress-results", c.CompressResults),
+		AckWait:         ifGiven(c.given, "ack-wait", c.AckWait),
+		MaxAckPending:   ifGiven(c.given, "max-ack-pending", c.MaxAckPending),
+	}
+	if o.ResultsMaxBytes != nil && *o.ResultsMaxBytes == 0 {
+		*o.ResultsMaxBytes = -1 // JetStream's word for no limit
+	}
+	return o
+}
+
+func ifGiven[T any](g given, flag string, value T) *T {
+	if !g.has(flag) {
+		return nil
+	}
+	return &value
+}
+
+// logger writes to w as --log-level and --log-format say.
+func (c *serveConfig) logger(w io.Writer) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(c.LogLevel)) // the flag's enum has been checked
+	opts := &slog.HandlerOptions{Level: level}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+func stateDir() (string, error) {
+	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "future-bridge"), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(home, ".local", "state", "future-bridge"), nil
+}
+
+func isListenAddress(s string) bool {
+	_, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return false
+	}
+	_, err = strconv.ParseUint(port, 10, 16)
+	return err == nil
+}
+
+func isLoopback(host string) bool {
+	if ip := net.ParseIP(host); ip != nil {
+		return ip.IsLoopback()
+	}
+	return strings.EqualFold(host, "localhost")
+}

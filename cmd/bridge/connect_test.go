@@ -1,0 +1,135 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats-server/v2/server/ats"
+	"github.com/nats-io/nats.go"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"futurebridge/internal/embedded"
+)
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asBridge) != "" { // a test has started this binary in the program's place
+		if program := benchPrograms[os.Args[1]]; program != nil {
+			program(os.Args[2:])
+		} else {
+			profile()
+			main()
+		}
+		return
+	}
+	// The server's process-wide clock goroutine must not be born inside a bubble, where it would never end.
+	ats.Register()
+	code := m.Run()
+	ats.Unregister()
+	if err := goleak.Find(); code == 0 && err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func silent() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// absentServer is a server that is not there yet.
+type absentServer struct {
+	started atomic.Pointer[embedded.Server]
+}
+
+func (a *absentServer) InProcessConn() (net.Conn, error) {
+	if s := a.started.Load(); s != nil {
+		return s.InProcess().InProcessConn()
+	}
+	return nil, errors.New("not started")
+}
+
+func TestADaemonWaitsForAnAbsentServerAndSaysSo(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		var absent absentServer
+		f := natsFlags{Nats: "nats://127.0.0.1:4222"}
+		nc, js, err := f.dial(dialOptions{
+			name: "test", log: slog.New(slog.NewTextHandler(&log, nil)), inProcess: &absent, patient: true,
+		})
+		require.NoError(t, err)
+		require.NotNil(t, js)
+		require.False(t, nc.IsConnected())
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		require.Equal(t, 1, strings.Count(log.String(), `msg="cannot connect to NATS`), "once a minute, not at each attempt")
+
+		s, err := embedded.Start(embedded.Options{StoreDir: dir})
+		require.NoError(t, err)
+		defer s.Shutdown()
+		absent.started.Store(s)
+		time.Sleep(5 * time.Second)
+		require.True(t, nc.IsConnected())
+		nc.Close()
+		synctest.Wait()
+		require.Contains(t, log.String(), `msg="connected to NATS"`)
+	})
+}
+
+func TestACommandFailsSoonWhenThereIsNoServer(t *testing.T) {
+	s, err := embedded.Start(embedded.Options{StoreDir: t.TempDir(), Listen: "127.0.0.1:0"})
+	require.NoError(t, err)
+	url := s.ClientURL()
+	s.Shutdown()
+	f := natsFlags{Nats: url}
+	_, _, err = f.dial(dialOptions{log: silent()})
+	require.ErrorContains(t, err, "does not answer: start it, or say with --nats where it is")
+	require.ErrorContains(t, err, url)
+}
+
+func TestCredentialsAndContextsAreUsed(t *testing.T) {
+	ns, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, Username: "ada", Password: "topsecret", NoSigs: true, NoLog: true})
+	require.NoError(t, err)
+	ns.Start()
+	defer func() { ns.Shutdown(); ns.WaitForShutdown() }()
+	addr := ns.Addr().String()
+
+	f := natsFlags{Nats: addr}
+	_, _, err = f.dial(dialOptions{log: silent()})
+	require.ErrorContains(t, err, "refuses these credentials")
+	require.ErrorIs(t, err, nats.ErrAuthorization)
+
+	f = natsFlags{Nats: "nats://ada:wrong@" + addr}
+	_, _, err = f.dial(dialOptions{log: silent()})
+	require.ErrorContains(t, err, "refuses these credentials")
+	require.NotContains(t, err.Error(), "wrong@")
+
+	config := t.TempDir()
+	t.Setenv("XDG_CONFIG_HOME", config)
+	dir := filepath.Join(config, "nats", "context")
+	require.NoError(t, os.MkdirAll(dir, 0o700))
+	text := fmt.Sprintf(`{"url":"nats://%s","user":"ada","password":"topsecret","jetstream_domain":"hub"}`, addr)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "home.json"), []byte(text), 0o600))
+	f = natsFlags{Nats: "nats://127.0.0.1:4222", NatsContext: "home", given: given{"nats-context": {byFlag, "--nats-context"}}}
+	nc, js, err := f.dial(dialOptions{log: silent()})
+	require.NoError(t, err)
+	require.Equal(t, "hub", js.Options().Domain)
+	nc.Close()
+
+	f.NatsContext = "work"
+	_, _, err = f.dial(dialOptions{log: silent()})
+	require.EqualError(t, err, "--nats-context: unknown context \"work\"; `nats context ls` lists those there are")
+	var exit *exitError
+	require.ErrorAs(t, err, &exit)
+	require.Equal(t, exitUsage, exit.code)
+}
