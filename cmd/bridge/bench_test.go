@@ -1,6 +1,9 @@
+//go:build unix
+
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -9,8 +12,11 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"runtime/debug"
 	"runtime/pprof"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -108,46 +114,71 @@ func benchLoop(args []string) {
 // measurement is how fast a program drains a work stream of n ids, and at what cost in CPU.
 type measurement struct{ perSecond, workerCPU, serverCPU float64 } // requests/s, µs a request
 
-func drain(b *testing.B, n, resultBytes int, worker func(natsURL, upstream string) *process, results string) measurement {
-	nats := start(b, "bench-nats", b.TempDir())
-	sim := start(b, "simulate", "--listen", "127.0.0.1:0", "--duration", "0s", "--result-bytes", fmt.Sprint(resultBytes))
-	upstream := "http://" + between(sim, "listening on http://", ",")
-	flags := natsFlags{Nats: nats.value("url"), Prefix: "tinker"}
-	nc, js, err := flags.dial(dialOptions{name: "bench", log: silent()})
+// drainage is a work stream, with everything around it, before somebody drains it.
+type drainage struct {
+	b                 *testing.B
+	nats, sim         *process
+	natsURL, upstream string
+	nc                *nats.Conn
+	js                jetstream.JetStream
+	client            *client.Client
+}
+
+func newDrain(b *testing.B, simulate ...string) *drainage {
+	d := &drainage{b: b, nats: start(b, "bench-nats", b.TempDir())}
+	d.sim = start(b, append([]string{"simulate", "--listen", "127.0.0.1:0"}, simulate...)...)
+	d.natsURL, d.upstream = d.nats.value("url"), "http://"+between(d.sim, "listening on http://", ",")
+	flags := natsFlags{Nats: d.natsURL, Prefix: "tinker"}
+	var err error
+	d.nc, d.js, err = flags.dial(dialOptions{name: "bench", log: silent()})
 	require.NoError(b, err)
-	defer nc.Close()
-	ctx := b.Context()
-	_, err = publish.Ensure(ctx, js, flags.names(), publish.Options{})
+	_, err = publish.Ensure(b.Context(), d.js, flags.names(), publish.Options{})
 	require.NoError(b, err)
-	_, err = js.CreateStream(ctx, jetstream.StreamConfig{Name: "LOOP", Subjects: []string{"loop.result.*"}, Duplicates: 10 * time.Second})
+	d.client, err = client.New(d.nc)
 	require.NoError(b, err)
-	c, err := client.New(nc)
-	require.NoError(b, err)
-	for _, err := range c.SubmitAll(ctx, func(yield func(client.Request) bool) {
+	return d
+}
+
+func (d *drainage) submit(n int) {
+	for _, err := range d.client.SubmitAll(d.b.Context(), func(yield func(client.Request) bool) {
 		for i := range n {
 			if !yield(client.Request{ID: fmt.Sprintf("3bcb34a3-3037-49fe-b8a2-2eac64c37fc0:train:0:%d", i)}) {
 				return
 			}
 		}
 	}) {
-		require.NoError(b, err)
+		require.NoError(d.b, err)
 	}
+}
+
+func (d *drainage) stored(stream string) int {
+	s, err := d.js.Stream(d.b.Context(), stream)
+	require.NoError(d.b, err)
+	return int(s.CachedInfo().State.Msgs)
+}
+
+func (d *drainage) stop() {
+	d.nc.Close()
+	_ = d.nats.end(syscall.SIGTERM)
+	_ = d.sim.end(syscall.SIGTERM)
+}
+
+// drain measures how a worker drains n requests with results of a size into the stream results.
+func drain(b *testing.B, n, resultBytes int, results string, worker func(natsURL, upstream string) *process) measurement {
+	d := newDrain(b, "--duration", "0s", "--result-bytes", fmt.Sprint(resultBytes))
+	_, err := d.js.CreateStream(b.Context(), jetstream.StreamConfig{Name: "LOOP", Subjects: []string{"loop.result.*"}, Duplicates: 10 * time.Second})
+	require.NoError(b, err)
+	d.submit(n)
 	begin := time.Now()
-	w := worker(flags.Nats, upstream)
-	stored := func(stream string) uint64 {
-		s, err := js.Stream(ctx, stream)
-		require.NoError(b, err)
-		return s.CachedInfo().State.Msgs
-	}
-	require.Eventually(b, func() bool { return stored(results) == uint64(n) && stored("TINKER_WORK") == 0 }, 5*time.Minute, 10*time.Millisecond)
+	w := worker(d.natsURL, d.upstream)
+	require.Eventually(b, func() bool { return d.stored(results) == n && d.stored("TINKER_WORK") == 0 }, 5*time.Minute, 10*time.Millisecond)
 	took := time.Since(begin).Seconds()
 	_ = w.end(syscall.SIGTERM)
-	_ = nats.end(syscall.SIGTERM)
-	_ = sim.end(syscall.SIGTERM)
+	d.stop()
 	cpu := func(p *process) float64 {
 		return (p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime()).Seconds() * 1e6 / float64(n)
 	}
-	return measurement{float64(n) / took, cpu(w), cpu(nats)}
+	return measurement{float64(n) / took, cpu(w), cpu(d.nats)}
 }
 
 func between(p *process, before, after string) string {
@@ -176,12 +207,12 @@ func BenchmarkWholePath(b *testing.B) {
 func wholePath(b *testing.B, n, resultBytes int) {
 	var bridges, loops []measurement
 	for range 3 {
-		bridges = append(bridges, drain(b, n, resultBytes, func(natsURL, upstream string) *process {
+		bridges = append(bridges, drain(b, n, resultBytes, "TINKER_RESULTS", func(natsURL, upstream string) *process {
 			return start(b, "serve", "--nats", natsURL, "--upstream", upstream, "--http", "none")
-		}, "TINKER_RESULTS"))
-		loops = append(loops, drain(b, n, resultBytes, func(natsURL, upstream string) *process {
+		}))
+		loops = append(loops, drain(b, n, resultBytes, "LOOP", func(natsURL, upstream string) *process {
 			return start(b, "bench-loop", natsURL, upstream)
-		}, "LOOP"))
+		}))
 	}
 	report := func(name string, of func(bridge, loop measurement) float64) {
 		var values []float64
@@ -203,13 +234,70 @@ func wholePath(b *testing.B, n, resultBytes int) {
 	b.ReportMetric(0, "ns/op") // the time of an iteration means nothing here
 }
 
-// profile writes a CPU profile of the bridge, until it is told to stop, where BRIDGE_TEST_CPUPROFILE says.
+// BenchmarkWaiting has one bridge hold 100,000 requests that wait for their next poll, and tells what one of them costs:
+// in live heap, and in resident memory beyond what the bridge has at its start.
+func BenchmarkWaiting(b *testing.B) {
+	const n = 100_000
+	for b.Loop() {
+		script := filepath.Join(b.TempDir(), "script.json")
+		require.NoError(b, os.WriteFile(script, []byte(`{"profiles":[{"name":"waits","steps":[{"state":"active","retry_after_s":300}]}]}`), 0o600))
+		d := newDrain(b, "--script", script)
+		w := start(b, "serve", "--nats", d.natsURL, "--upstream", d.upstream, "--http", "127.0.0.1:0")
+		w.value("submit_to")
+		before := w.memory(b)
+		d.submit(n)
+		require.Eventually(b, func() bool { return w.metric("bridge_polls_total{outcome=\"pending\"}") >= n }, 2*time.Minute, 100*time.Millisecond)
+		after := w.memory(b)
+		require.EqualValues(b, n, w.metric("bridge_requests_held"))
+		b.ReportMetric((after.heap-before.heap)/n, "heap-B/req")
+		b.ReportMetric((after.resident-before.resident)/n, "resident-B/req")
+		b.ReportMetric(0, "ns/op")
+		d.stop()
+	}
+}
+
+type memory struct{ heap, resident float64 }
+
+// memory collects garbage in the process and then asks what is left.
+func (p *process) memory(b *testing.B) memory {
+	collections := p.metric("go_gc_duration_seconds_count")
+	require.NoError(b, p.cmd.Process.Signal(syscall.SIGUSR1))
+	require.Eventually(b, func() bool { return p.metric("go_gc_duration_seconds_count") > collections }, 10*time.Second, 10*time.Millisecond)
+	return memory{p.metric("go_memstats_heap_alloc_bytes"), p.metric("process_resident_memory_bytes")}
+}
+
+// metric is a value at /metrics.
+func (p *process) metric(name string) float64 {
+	p.t.Helper()
+	res, err := http.Get(p.value("url") + "/metrics")
+	require.NoError(p.t, err)
+	defer res.Body.Close()
+	for scanner := bufio.NewScanner(res.Body); scanner.Scan(); {
+		if rest, found := strings.CutPrefix(scanner.Text(), name+" "); found {
+			value, err := strconv.ParseFloat(rest, 64)
+			require.NoError(p.t, err)
+			return value
+		}
+	}
+	require.Fail(p.t, "no such metric", name)
+	return 0
+}
+
+// profile writes a CPU profile of the programs in a benchmark, until they are told to stop: BRIDGE_TEST_CPUPROFILE=/dir
+// makes /dir/serve.pprof and so on. SIGUSR1 makes them collect their garbage.
 func profile() {
-	path := os.Getenv("BRIDGE_TEST_CPUPROFILE")
-	if path == "" || os.Args[1] != "serve" {
+	collect := make(chan os.Signal, 1)
+	signal.Notify(collect, syscall.SIGUSR1)
+	go func() {
+		for range collect {
+			debug.FreeOSMemory()
+		}
+	}()
+	dir := os.Getenv("BRIDGE_TEST_CPUPROFILE")
+	if dir == "" {
 		return
 	}
-	file, err := os.Create(path)
+	file, err := os.Create(filepath.Join(dir, os.Args[1]+".pprof"))
 	if err != nil {
 		panic(err)
 	}

@@ -155,8 +155,12 @@ func (b *bridge) request(item *intake.Item) *poll.Request {
 	if timeout == 0 {
 		timeout = b.cfg.Timeout
 	}
+	var about *poll.About
+	if item.Type != "" || item.Traceparent != "" || item.Labels != nil {
+		about = &poll.About{Type: item.Type, Traceparent: item.Traceparent, Labels: item.Labels}
+	}
 	return &poll.Request{
-		ID: item.ID, Type: item.Type, Traceparent: item.Traceparent, Labels: item.Labels, Lease: item.Lease,
+		ID: item.ID, About: about, Lease: item.Lease,
 		State: poll.State{Submitted: item.Submitted, Deadline: item.Submitted.Add(timeout), Redelivered: item.Redelivered},
 	}
 }

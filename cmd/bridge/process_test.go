@@ -1,3 +1,5 @@
+//go:build unix
+
 package main
 
 import (
@@ -23,8 +25,16 @@ import (
 	"futurebridge/internal/publish"
 )
 
-// asBridge makes the test binary behave as the program, so that tests can kill real processes.
-const asBridge = "BRIDGE_TEST_AS_BRIDGE"
+func init() {
+	standIn = func() {
+		profile()
+		if program := benchPrograms[os.Args[1]]; program != nil {
+			program(os.Args[2:])
+			return
+		}
+		main()
+	}
+}
 
 // process is the program, running.
 type process struct {

@@ -49,6 +49,10 @@ func (c *serveCmd) Run(ctx context.Context, io stdio) error {
 		return usagef("%w", err)
 	}
 
+	tuning, stopTuning := context.WithCancel(context.Background())
+	defer stopTuning()
+	go tuneGC(tuning)
+
 	state := newReadiness("starting")
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

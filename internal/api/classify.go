@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"encoding/json"
 	"hash/maphash"
+	"math"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 	"unsafe"
 
 	"github.com/tidwall/gjson"
@@ -26,6 +29,8 @@ type answer struct {
 	header http.Header
 	body   []byte
 	at     time.Time // when the answer had arrived; dates in hints count against it
+
+	secrets *redactor
 }
 
 // classify reads an answer: its status first, then its content type, then its body. The outcome's Result aliases the
@@ -45,7 +50,7 @@ func byStatus(a answer) Outcome {
 		return success(a)
 	}
 	// Only the fields of interest are read below; a body that is no JSON object has none of them.
-	f, _ := scan(a.body)
+	f, _ := scan(a)
 	o := Outcome{Hint: bodyHint(f.retryAfterMS, f.retryAfterS)}
 	switch {
 	case a.status == http.StatusRequestTimeout:
@@ -92,13 +97,16 @@ func obeyShouldRetry(o *Outcome, value string) {
 		switch o.Kind {
 		case Expired, NotFound, Refused, BlankRefusal, Malformed:
 			o.Kind = ServerFault
+			if o.Failure.Category == User { // which would say that it must not be retried
+				o.Failure.Category = Server
+			}
 		}
 	case "false":
 		switch o.Kind {
 		case Pending, BlankRefusal, Throttled, ServerFault, Malformed:
 			o.Kind = Refused
 			if o.Failure == nil {
-				o.Failure = &Failure{Type: APIStatus, Category: Unknown, Message: http.StatusText(o.HTTPStatus)}
+				o.Failure = &Failure{Type: APIStatus, Category: Unknown, Message: statusText(o.HTTPStatus)}
 			}
 		}
 	}
@@ -106,13 +114,13 @@ func obeyShouldRetry(o *Outcome, value string) {
 
 func success(a answer) Outcome {
 	contentType := a.header.Get("Content-Type")
-	if len(contentType) > maxContentType { // it goes into a header of the result's message
+	if len(contentType) > maxContentType || !utf8.ValidString(contentType) { // it goes into a header of the result's message
 		contentType = "application/octet-stream"
 	}
 	if strings.Contains(strings.ToLower(a.header.Get("Content-Type")), "application/x-protobuf") {
 		return Outcome{Kind: Completed, Result: a.body, ContentType: contentType}
 	}
-	f, err := scan(a.body)
+	f, err := scan(a)
 	if err != "" && a.status != http.StatusAccepted {
 		return malformed(err, a)
 	}
@@ -127,7 +135,7 @@ func success(a answer) Outcome {
 		f.progress(&o)
 		return o
 	case status == "complete_metadata":
-		return Outcome{Kind: Metadata, PayloadBytes: max(f.payloadSize.Int(), 0)}
+		return Outcome{Kind: Metadata, PayloadBytes: size(f.payloadSize)}
 	case status == "completed":
 		if f.result.Exists() {
 			whole.Result = a.body[f.result.Index : f.result.Index+len(f.result.Raw)]
@@ -160,10 +168,21 @@ func gone(message string) bool {
 		strings.Contains(m, "unknown request id")
 }
 
+// size reads a number of bytes; what is no number, or negative, is 0.
+func size(r gjson.Result) int64 {
+	switch n := r.Float(); {
+	case n >= math.MaxInt64:
+		return math.MaxInt64
+	case n > 0:
+		return int64(n)
+	}
+	return 0
+}
+
 func malformed(why string, a answer) Outcome {
 	return Outcome{Kind: Malformed, Failure: &Failure{
 		Type: APIStatus, Category: Unknown,
-		Message: "the upstream's answer is not of the retrieve-future protocol: " + why + excerpt(a.body),
+		Message: "the upstream's answer is not of the retrieve-future protocol: " + why + a.excerpt(),
 	}}
 }
 
@@ -179,6 +198,8 @@ func fingerprint(a answer) uint64 {
 
 // fields are the top-level members that mean something. They alias the body.
 type fields struct {
+	secrets *redactor
+
 	kind, status                                gjson.Result
 	queueState, reason                          gjson.Result
 	retryAfterMS, retryAfterS                   gjson.Result
@@ -190,7 +211,9 @@ type fields struct {
 
 // scan looks at the top level of a JSON body once; a result is validated but never decoded. why is empty for any
 // valid JSON value but null. Of a key that is there twice the last counts, as in most decoders.
-func scan(body []byte) (f fields, why string) {
+func scan(a answer) (f fields, why string) {
+	body := a.body
+	f.secrets = a.secrets
 	switch {
 	case len(bytes.TrimSpace(body)) == 0:
 		return f, "the body is empty"
@@ -284,10 +307,10 @@ func (f *fields) progress(o *Outcome) {
 	} else if present(f.queueState) {
 		o.QueueState = "unknown"
 	}
-	o.Reason = text(f.reason)
-	p := Progress{raw(f.queuePosition), raw(f.estimatedWaitS), raw(f.progressInfo), nil}
+	o.Reason = f.text(f.reason)
+	p := Progress{f.raw(f.queuePosition), f.raw(f.estimatedWaitS), f.raw(f.progressInfo), nil}
 	if f.kind.String() == "try_again" { // elsewhere the status is what says "pending"
-		p.Status = raw(f.status)
+		p.Status = f.raw(f.status)
 	}
 	if p.QueuePosition != nil || p.EstimatedWaitS != nil || p.Progress != nil || p.Status != nil {
 		o.Progress = &p
@@ -310,19 +333,19 @@ func (f *fields) failure(a answer) *Failure {
 				r = m
 			}
 		}
-		if out.Message = text(r); out.Message != "" {
+		if out.Message = f.text(r); out.Message != "" {
 			break
 		}
 	}
 	if present(category) {
-		word := text(category)
+		word := f.text(category)
 		out.Category = categoryOf(word)
 		if word != string(out.Category) {
 			out.RawCategory = word
 		}
 	}
 	if out.Message == "" {
-		out.Message = strings.TrimSpace(http.StatusText(a.status) + excerpt(a.body))
+		out.Message = statusText(a.status) + a.excerpt()
 	}
 	return out
 }
@@ -338,40 +361,42 @@ func categoryOf(word string) Category {
 }
 
 // text is a JSON value as text of bounded length: a string's content, anything else as its JSON.
-func text(r gjson.Result) string {
+func (f *fields) text(r gjson.Result) string {
 	switch r.Type {
 	case gjson.Null:
 		return ""
 	case gjson.String:
-		return bounded(r.Str)
+		return f.secrets.quote(r.Str, maxText)
 	}
-	return bounded(r.Raw)
+	return f.secrets.quote(r.Raw, maxText)
 }
 
-func bounded(s string) string {
-	if len(s) > maxText {
-		s = s[:maxText] + "…"
-	}
-	return strings.Clone(strings.ToValidUTF8(s, "\uFFFD"))
-}
-
-// raw copies a small JSON value; what is absent, null or large is left out.
-func raw(r gjson.Result) json.RawMessage {
+// raw copies a small JSON value; what is absent, null or large is left out, and so is what is no JSON without its
+// secrets.
+func (f *fields) raw(r gjson.Result) json.RawMessage {
 	if !present(r) || len(r.Raw) > maxProgress {
 		return nil
 	}
-	return json.RawMessage(strings.ToValidUTF8(r.Raw, "\uFFFD"))
+	quoted := f.secrets.quote(r.Raw, 4*maxProgress)
+	if !gjson.Valid(quoted) {
+		return nil
+	}
+	return json.RawMessage(quoted)
 }
 
-// excerpt quotes the start of a body for an error message.
-func excerpt(body []byte) string {
-	body = bytes.TrimSpace(body)
+// excerpt quotes the start of the body for an error message.
+func (a answer) excerpt() string {
+	body := bytes.TrimSpace(a.body)
 	if len(body) == 0 {
 		return ""
 	}
-	const most = 200
-	if len(body) > most {
-		return ": " + strings.ToValidUTF8(string(body[:most]), "\uFFFD") + "…"
+	return ": " + a.secrets.quote(string(body[:min(len(body), maxScanned)]), 200)
+}
+
+// statusText is never empty.
+func statusText(status int) string {
+	if text := http.StatusText(status); text != "" {
+		return text
 	}
-	return ": " + strings.ToValidUTF8(string(body), "\uFFFD")
+	return "HTTP status " + strconv.Itoa(status)
 }

@@ -9,7 +9,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,6 +22,9 @@ import (
 
 // DefaultPath is where the hosted server answers.
 const DefaultPath = "/api/v1/retrieve_future"
+
+// maxPooled bounds the buffers that are kept: a large one would stay in memory with the next small result.
+const maxPooled = 64 << 10
 
 // Config describes one upstream.
 type Config struct {
@@ -40,17 +45,18 @@ type Config struct {
 // Query is one attempt to retrieve one future.
 type Query struct {
 	RequestID   string
-	RequestType string // X-Tinker-Request-Type; empty: not sent
-	Iteration   int    // X-Tinker-Request-Iteration: polls of this request before this one
-	Full        bool   // false: a large result may be answered by its size alone
-	Fresh       bool   // use a new connection
+	RequestType string    // X-Tinker-Request-Type; empty: not sent
+	Iteration   int       // X-Tinker-Request-Iteration: polls of this request before this one
+	Full        bool      // false: a large result may be answered by its size alone
+	Fresh       bool      // use a new connection
+	Deadline    time.Time // cuts the attempt, on the wall clock; zero: none
 }
 
 // Client makes attempts against one upstream. It is safe for concurrent use.
 type Client struct {
 	url       *url.URL
 	header    http.Header
-	secrets   []string
+	secrets   *redactor
 	maxResult int64
 	timeout   time.Duration
 	transport http.RoundTripper
@@ -66,9 +72,9 @@ func New(cfg Config) (*Client, error) {
 	}
 	switch {
 	case base.Scheme != "http" && base.Scheme != "https" || base.Host == "":
-		return nil, fmt.Errorf("upstream %q: want an http or https URL with a host, such as https://api.example.com", base.Redacted())
-	case base.User != nil || base.RawQuery != "" || base.Fragment != "":
-		return nil, fmt.Errorf("upstream %q: user, query and fragment are not allowed; give the key by file or environment", base.Redacted())
+		return nil, errors.New("upstream: want an http or https URL with a host, such as https://api.example.com")
+	case base.User != nil || base.RawQuery != "" || base.Fragment != "": // there may be a key in them
+		return nil, fmt.Errorf("upstream %q: user, query and fragment are not allowed; give the key by file or environment", base.Scheme+"://"+base.Host)
 	}
 	if cfg.Path == "" {
 		cfg.Path = DefaultPath
@@ -89,14 +95,13 @@ func New(cfg Config) (*Client, error) {
 	if cfg.UserAgent != "" {
 		c.header["User-Agent"] = []string{cfg.UserAgent}
 	}
+	var secrets []string
 	for name, values := range cfg.Header {
 		for _, v := range values {
 			if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(v) {
 				return nil, fmt.Errorf("upstream header %q: the name must be a token and the value printable", name)
 			}
-			if len(v) >= 8 { // shorter values are no secrets, and taking them out would garble messages
-				c.secrets = append(c.secrets, v)
-			}
+			secrets = append(secrets, tokens(v)...)
 		}
 		c.header[http.CanonicalHeaderKey(name)] = values
 	}
@@ -113,8 +118,9 @@ func New(cfg Config) (*Client, error) {
 			return nil, fmt.Errorf("upstream key: header %q and the key must be printable, on one line", name)
 		}
 		c.header[name] = []string{value}
-		c.secrets = append(c.secrets, value, cfg.Key)
+		secrets = append(append(secrets, value, cfg.Key), tokens(value)...)
 	}
+	c.secrets = newRedactor(secrets)
 	if c.maxResult <= 0 {
 		c.maxResult = 64 << 20
 	}
@@ -133,6 +139,14 @@ func New(cfg Config) (*Client, error) {
 		}
 	}
 	return c, nil
+}
+
+// tokens are the secrets in a header's value: all of it, and the token of "Bearer token". What is shorter is no secret,
+// and taking it out would garble messages.
+func tokens(value string) []string {
+	const least = 8
+	whole := []string{value, value[strings.LastIndexByte(value, ' ')+1:]}
+	return slices.DeleteFunc(whole, func(s string) bool { return len(s) < least })
 }
 
 // TransportConfig is what differs between upstreams below HTTP.
@@ -167,26 +181,38 @@ func NewTransport(cfg TransportConfig) *http.Transport {
 	return t
 }
 
-// Retrieve makes one attempt. Whatever happens, it ends in one outcome, within the client's timeout and ctx's deadline.
+// Retrieve makes one attempt. Whatever happens, it ends in one outcome, within the client's timeout and the query's
+// deadline.
 func (c *Client) Retrieve(ctx context.Context, q Query) Outcome {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	timeout := c.timeout
+	if !q.Deadline.IsZero() {
+		timeout = min(timeout, time.Until(q.Deadline))
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	transport := c.transport
 	if q.Fresh {
 		transport = c.fresh
 	}
+	// Until a connection is there, no result can have gone to this attempt. A transport that does not tell gets no
+	// such trust.
+	sent := true
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GetConn: func(string) { sent = false },
+		GotConn: func(httptrace.GotConnInfo) { sent = true },
+	})
 	// RoundTrip, not Client.Do: no redirect is followed, no cookie kept, and the request is built only once.
 	res, err := transport.RoundTrip(c.request(ctx, q))
 	if err != nil {
-		return c.redacted(noAnswer(err, !dialing(err)))
+		return c.noAnswer(ctx, err, sent)
 	}
 	buf := c.buffers.Get().(*bytes.Buffer)
 	buf.Reset()
 	o := c.read(res, buf)
-	if o.Result == nil { // else the buffer goes out with the result
+	if o.Result == nil && buf.Cap() <= maxPooled { // a result takes the buffer along
 		c.buffers.Put(buf)
 	}
-	return c.redacted(o)
+	return o
 }
 
 func (c *Client) request(ctx context.Context, q Query) *http.Request {
@@ -222,24 +248,15 @@ func (c *Client) read(res *http.Response, buf *bytes.Buffer) Outcome {
 	case err != nil:
 		// An answer that broke off midway is a fault of the connection even when it was our own time that ran out:
 		// its status line says that there is one.
-		o := noAnswer(err, true)
-		o.Kind, o.HTTPStatus = Unreachable, res.StatusCode
-		o.Failure = &Failure{Type: APIConnection, Category: Unknown, Message: "the answer broke off: " + bounded(err.Error())}
-		return o
+		return Outcome{Kind: Unreachable, HTTPStatus: res.StatusCode, BrokeOff: true, Failure: c.connection("the answer broke off", err)}
 	}
-	a := answer{status: res.StatusCode, header: res.Header, body: buf.Bytes(), at: time.Now()}
-	o := classify(a)
+	o := classify(answer{status: res.StatusCode, header: res.Header, body: buf.Bytes(), at: time.Now(), secrets: c.secrets})
 	switch {
-	case o.Kind == Completed:
-		return o // a result's bytes are the submitter's own, whatever is in them
 	case o.Kind == Metadata && o.PayloadBytes > c.maxResult:
 		return c.tooLarge(res.StatusCode)
-	}
-	for _, secret := range c.secrets {
-		if bytes.Contains(a.body, []byte(secret)) { // before texts are cut to length, or a part of it might stay
-			a.body = bytes.ReplaceAll(a.body, []byte(secret), []byte("[redacted]"))
-			o = classify(a)
-		}
+	case o.Kind == Malformed && res.StatusCode <= 299:
+		// Nothing but the end of its connection ends such a body: it may have been cut.
+		o.BrokeOff = res.ContentLength < 0 && len(res.TransferEncoding) == 0 && res.ProtoMajor < 2 && !res.Uncompressed
 	}
 	return o
 }
@@ -254,50 +271,13 @@ func (c *Client) tooLarge(status int) Outcome {
 
 // noAnswer classifies an attempt that brought no status line. The time-out of a poll that the upstream holds is as good
 // as pending; either way the upstream may have handed out the result to it.
-func noAnswer(err error, sent bool) Outcome {
-	var timeout net.Error
-	if sent && (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) ||
-		errors.As(err, &timeout) && timeout.Timeout()) {
+func (c *Client) noAnswer(ctx context.Context, err error, sent bool) Outcome {
+	if sent && ctx.Err() != nil { // our own time: a handshake or a connection that times out is a fault
 		return Outcome{Kind: NoAnswer, BrokeOff: true}
 	}
-	return Outcome{Kind: Unreachable, BrokeOff: sent, Failure: &Failure{
-		Type: APIConnection, Category: Unknown, Message: "the upstream cannot be reached: " + bounded(err.Error()),
-	}}
+	return Outcome{Kind: Unreachable, BrokeOff: sent, Failure: c.connection("the upstream cannot be reached", err)}
 }
 
-// dialing reports whether an attempt failed before its request was sent, so that no result can have gone to it.
-func dialing(err error) bool {
-	var op *net.OpError
-	var dns *net.DNSError
-	var cert *tls.CertificateVerificationError
-	var record tls.RecordHeaderError
-	var alert tls.AlertError
-	return errors.As(err, &op) && (op.Op == "dial" || op.Op == "proxyconnect") || errors.As(err, &dns) ||
-		errors.As(err, &cert) || errors.As(err, &record) || errors.As(err, &alert)
-}
-
-// redacted takes the key out of everything that an upstream may have reflected, whatever way it was escaped in there.
-func (c *Client) redacted(o Outcome) Outcome {
-	o.Reason = c.redact(o.Reason)
-	if f := o.Failure; f != nil {
-		f.Message, f.RawCategory = c.redact(f.Message), c.redact(f.RawCategory)
-	}
-	if p := o.Progress; p != nil {
-		for _, field := range []*[]byte{(*[]byte)(&p.QueuePosition), (*[]byte)(&p.EstimatedWaitS), (*[]byte)(&p.Progress), (*[]byte)(&p.Status)} {
-			for _, secret := range c.secrets {
-				*field = bytes.ReplaceAll(*field, []byte(secret), []byte("[redacted]"))
-			}
-		}
-	}
-	return o
-}
-
-func (c *Client) redact(s string) string {
-	if s == "" {
-		return s
-	}
-	for _, secret := range c.secrets {
-		s = strings.ReplaceAll(s, secret, "[redacted]")
-	}
-	return s
+func (c *Client) connection(what string, err error) *Failure {
+	return &Failure{Type: APIConnection, Category: Unknown, Message: c.secrets.quote(what+": "+err.Error(), maxText)}
 }

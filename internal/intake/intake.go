@@ -22,6 +22,7 @@ const (
 	MaxBatch     = 500
 	maxFetchWait = 2 * time.Second // drains wait for a fetch to end, and trust counts from its start
 	maxRejecting = 64
+	maxHandling  = 4 // batches that are looked up while the next are fetched
 	fullWait     = 100 * time.Millisecond
 )
 
@@ -40,7 +41,8 @@ type Config struct {
 	Max      int // items held at a time
 	Consumer func(ctx context.Context) (jetstream.Consumer, error)
 	CheckID  func(id string) error
-	// Handle takes items over, each with the duty to settle its lease. They are fewer than MaxBatch.
+	// Handle takes items over, each with the duty to settle its lease. They are MaxBatch at most; up to maxHandling calls
+	// run at a time.
 	Handle func(ctx context.Context, items []Item)
 	// Reject stores the event that says why a submission is no request.
 	Reject func(ctx context.Context, seq uint64, reason string, m *nats.Msg) error
@@ -54,14 +56,16 @@ type Config struct {
 type Intake struct {
 	cfg       Config
 	rejecting chan struct{}
-	rejects   sync.WaitGroup
+	handling  chan struct{}
+	busy      sync.WaitGroup // with either
+	late      []*Lease       // what the fetch under way brought after the stop
 	trouble   atomic.Pointer[string]
 	fetching  atomic.Bool
 }
 
 // New makes an intake; nothing happens before Run.
 func New(cfg Config) *Intake {
-	return &Intake{cfg: cfg, rejecting: make(chan struct{}, maxRejecting)}
+	return &Intake{cfg: cfg, rejecting: make(chan struct{}, maxRejecting), handling: make(chan struct{}, maxHandling)}
 }
 
 // Trouble says why no work comes in; empty when it can.
@@ -77,7 +81,7 @@ func (in *Intake) Trouble() string {
 
 // Run fetches until stop ends; items that a fetch under way brings after that go back. ctx bounds what is handed on.
 func (in *Intake) Run(ctx, stop context.Context) {
-	defer in.rejects.Wait()
+	defer in.busy.Wait()
 	var consumer jetstream.Consumer
 	for failures := 0; stop.Err() == nil; {
 		if consumer == nil {
@@ -86,6 +90,7 @@ func (in *Intake) Run(ctx, stop context.Context) {
 				in.failed(stop, err, &failures)
 				continue
 			}
+			in.cfg.Keeper.follow(consumer.CachedInfo().Created)
 		}
 		free := in.cfg.Max - in.cfg.Keeper.Held()
 		if free <= 0 || in.cfg.Paused() != "" {
@@ -138,20 +143,32 @@ func (in *Intake) fetch(ctx, stop context.Context, consumer jetstream.Consumer, 
 	}
 	in.fetching.Store(true)
 	messages := batch.Messages()
-	items := make([]Item, 0, MaxBatch)
 	for m := range messages {
-		items = in.take(ctx, stop, items[:0], m, sent)
+		items := in.take(ctx, stop, nil, m, sent)
 		for len(items) < MaxBatch && len(messages) > 0 { // whatever else is here already
 			items = in.take(ctx, stop, items, <-messages, sent)
 		}
 		if len(items) > 0 {
-			in.cfg.Handle(ctx, items)
+			in.handle(ctx, items)
 		}
 	}
+	for _, lease := range in.late { // not before: this fetch would be given it again, and again
+		lease.Nak()
+	}
+	in.late = nil
 	if err := batch.Error(); err != nil && !errors.Is(err, nats.ErrTimeout) {
 		return err
 	}
 	return nil
+}
+
+// handle hands items on beside the loop: reading what is stored of them takes a round trip to the server or two.
+func (in *Intake) handle(ctx context.Context, items []Item) {
+	in.handling <- struct{}{}
+	in.busy.Go(func() {
+		defer func() { <-in.handling }()
+		in.cfg.Handle(ctx, items)
+	})
 }
 
 func (in *Intake) take(ctx, stop context.Context, items []Item, m jetstream.Msg, sent time.Time) []Item {
@@ -166,7 +183,7 @@ func (in *Intake) take(ctx, stop context.Context, items []Item, m jetstream.Msg,
 	seq := meta.Sequence.Stream
 	lease := in.cfg.Keeper.take(seq, m.Reply(), sent)
 	if stop.Err() != nil {
-		lease.Nak()
+		in.late = append(in.late, lease)
 		return items
 	}
 	in.cfg.Metrics.deliveries.Inc()
@@ -185,7 +202,7 @@ func (in *Intake) take(ctx, stop context.Context, items []Item, m jetstream.Msg,
 func (in *Intake) reject(ctx context.Context, seq uint64, reason string, m jetstream.Msg, lease *Lease) {
 	in.cfg.Metrics.rejected.Inc()
 	in.rejecting <- struct{}{}
-	in.rejects.Go(func() {
+	in.busy.Go(func() {
 		defer func() { <-in.rejecting }()
 		msg := &nats.Msg{Subject: m.Subject(), Header: m.Headers(), Data: m.Data()}
 		if err := in.cfg.Reject(ctx, seq, reason, msg); err != nil {

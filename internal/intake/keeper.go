@@ -32,18 +32,25 @@ type Keeper struct {
 	freed chan struct{} // a slot came free
 
 	mu       sync.Mutex
-	live     map[uint64]*Lease // by stream sequence
-	settling map[uint64]*Lease // acknowledged, not yet confirmed
+	consumer time.Time             // when the consumer that gave the leases was made
+	live     map[uint64]*Lease     // by stream sequence
+	settling map[uint64]settlement // acknowledged, not yet confirmed
+	prefix   string                // what the acknowledgement subjects of the consumer begin with
 }
 
 // Lease is the right to poll one request, and the duty to settle its work item. It implements poll.Lease.
 type Lease struct {
 	keeper *Keeper
 	seq    uint64
-	reply  string       // where the server takes acknowledgements
+	reply  string       // where the server takes acknowledgements, without the keeper's prefix
 	sent   atomic.Int64 // when the fetch or the last extension was sent, on the keeper's clock; negative: gone
-	how    string       // the acknowledgement, while settling
-	tried  int64        // when it was sent last
+}
+
+// settlement is an acknowledgement under way.
+type settlement struct {
+	lease *Lease
+	how   string
+	tried int64 // when it was sent last, on the keeper's clock
 }
 
 const gone = -1 << 62
@@ -53,7 +60,7 @@ func NewKeeper(nc *nats.Conn, ackWait time.Duration, metrics *Metrics, log *slog
 	k := &Keeper{
 		nc: nc, ackWait: ackWait, start: time.Now(), log: log, metrics: metrics,
 		inbox: nc.NewRespInbox(), freed: make(chan struct{}, 1),
-		live: make(map[uint64]*Lease), settling: make(map[uint64]*Lease),
+		live: make(map[uint64]*Lease), settling: make(map[uint64]settlement),
 	}
 	var err error
 	k.sub, err = nc.Subscribe(k.inbox+".*", k.confirmed)
@@ -100,16 +107,61 @@ func (k *Keeper) Close() error { return k.sub.Unsubscribe() }
 // take makes the lease of a delivery that a fetch sent at this time brought. The lease of an earlier delivery of the
 // same work item is void from now on.
 func (k *Keeper) take(seq uint64, reply string, sent time.Time) *Lease {
-	l := &Lease{keeper: k, seq: seq, reply: reply}
-	l.sent.Store(int64(sent.Sub(k.start)))
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.prefix == "" {
+		k.prefix = ackPrefix(reply)
+	}
+	// A hundred thousand leases of one consumer need not hold its name each.
+	l := &Lease{keeper: k, seq: seq, reply: strings.Clone(strings.TrimPrefix(reply, k.prefix))}
+	l.sent.Store(int64(sent.Sub(k.start)))
 	if old := k.live[seq]; old != nil {
 		old.sent.Store(gone)
 	}
 	delete(k.settling, seq)
 	k.live[seq] = l
 	return l
+}
+
+// ackPrefix is what all acknowledgement subjects of a consumer have in common, $JS.ACK.<stream>.<consumer>. or, in the
+// newer form, $JS.ACK.<domain>.<account>.<stream>.<consumer>.
+func ackPrefix(reply string) string {
+	tokens, end := 4, 0
+	if strings.Count(reply, ".") > 8 {
+		tokens = 6
+	}
+	for range tokens {
+		next := strings.IndexByte(reply[end:], '.')
+		if next < 0 {
+			return ""
+		}
+		end += next + 1
+	}
+	return reply[:end]
+}
+
+// subject is where the server takes acknowledgements of this delivery.
+func (l *Lease) subject() string {
+	if strings.HasPrefix(l.reply, "$") { // of another form than the first that the keeper saw
+		return l.reply
+	}
+	return l.keeper.prefix + l.reply // set before there was any lease, and never changed
+}
+
+// follow voids all leases when the consumer is not the one that gave them: its successor delivers their work items
+// again, to anybody, and if the stream too is new then their sequences name other ones.
+func (k *Keeper) follow(created time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.consumer.IsZero() && !k.consumer.Equal(created) {
+		k.log.Warn("the consumer was made anew: what was held is delivered again", "held", len(k.live)+len(k.settling))
+		for _, l := range k.live {
+			l.sent.Store(gone)
+		}
+		clear(k.live)
+		clear(k.settling)
+	}
+	k.consumer = created
 }
 
 // Trusted reports whether the server still keeps the work item for this bridge. It is counted from when the fetch or
@@ -130,18 +182,20 @@ func (l *Lease) Term() { l.settle("+TERM") }
 func (l *Lease) settle(how string) {
 	k := l.keeper
 	k.mu.Lock()
-	if k.live[l.seq] == l {
+	mine := k.live[l.seq] == l
+	if mine {
 		delete(k.live, l.seq)
-		k.settling[l.seq] = l
+		k.settling[l.seq] = settlement{l, how, int64(time.Since(k.start))}
 	}
-	l.how, l.tried = how, int64(time.Since(k.start))
 	k.mu.Unlock()
-	k.send(l)
+	if mine { // else it is for the later delivery's lease to settle
+		k.send(l, how)
+	}
 }
 
 // send is confirmed by a reply to the keeper's inbox; nobody waits for it. An error is one more reason to repeat it.
-func (k *Keeper) send(l *Lease) {
-	_ = k.nc.PublishRequest(l.reply, k.inbox+"."+strconv.FormatUint(l.seq, 10), []byte(l.how))
+func (k *Keeper) send(l *Lease, how string) {
+	_ = k.nc.PublishRequest(l.subject(), k.inbox+"."+strconv.FormatUint(l.seq, 10), []byte(how))
 }
 
 func (k *Keeper) confirmed(m *nats.Msg) {
@@ -166,22 +220,22 @@ func (k *Keeper) free() {
 func (k *Keeper) repeat() {
 	now := int64(time.Since(k.start))
 	k.mu.Lock()
-	var late []*Lease
-	for seq, l := range k.settling {
-		if now-l.tried < int64(confirmEvery) {
-			continue
-		}
-		if !l.Trusted() {
+	var late []settlement
+	for seq, s := range k.settling {
+		switch {
+		case now-s.tried < int64(confirmEvery):
+		case !s.lease.Trusted():
 			// Delivered again by now, to whoever finds the closing record; nothing is left to do here.
 			delete(k.settling, seq)
-			continue
+		default:
+			s.tried = now
+			k.settling[seq] = s
+			late = append(late, s)
 		}
-		l.tried = now
-		late = append(late, l)
 	}
 	k.mu.Unlock()
-	for _, l := range late {
-		k.send(l)
+	for _, s := range late {
+		k.send(s.lease, s.how)
 	}
 	k.free()
 }
@@ -189,7 +243,7 @@ func (k *Keeper) repeat() {
 // Nak hands the work item to another bridge now.
 func (l *Lease) Nak() {
 	if l.forget() {
-		_ = l.keeper.nc.Publish(l.reply, []byte("-NAK")) // lost: it goes after AckWait
+		_ = l.keeper.nc.Publish(l.subject(), []byte("-NAK")) // lost: it goes after AckWait
 	}
 }
 
@@ -226,7 +280,7 @@ func (k *Keeper) extend(ctx context.Context) error {
 	}
 	progress := []byte("+WPI")
 	for _, l := range leases {
-		if err := k.nc.Publish(l.reply, progress); err != nil {
+		if err := k.nc.Publish(l.subject(), progress); err != nil {
 			return err
 		}
 	}

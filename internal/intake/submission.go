@@ -5,7 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -58,7 +61,7 @@ func Parse(header nats.Header, data []byte, checkID func(string) error) (Submiss
 		s.ID = string(body)
 	}
 	if haveID {
-		s.ID = id
+		s.ID = strings.Clone(id) // not all the headers with it, for as long as the request is held
 	}
 	if v, ok := first(header, headerRequestType); ok {
 		s.Type = v
@@ -94,7 +97,11 @@ func (s *Submission) parseJSON(body []byte, haveID bool) error {
 	if err := json.Unmarshal(body, &in); err != nil {
 		var wrong *json.UnmarshalTypeError
 		if errors.As(err, &wrong) {
-			return fmt.Errorf("the field %q is a JSON %s: want a %s", wrong.Field, wrong.Value, wrong.Type.Kind())
+			want := "string"
+			if wrong.Type.Kind() == reflect.Int64 {
+				want = "whole number"
+			}
+			return fmt.Errorf("the field %q is a JSON %.40s: want a %s", wrong.Field, wrong.Value, want)
 		}
 		return fmt.Errorf("the message begins like a JSON object but is none: %w", err)
 	}
@@ -103,6 +110,9 @@ func (s *Submission) parseJSON(body []byte, haveID bool) error {
 	}
 	if in.RequestID != nil {
 		s.ID = *in.RequestID
+		if !haveID && mended(s.ID, body) {
+			return errors.New("the request_id has half of a surrogate pair")
+		}
 	}
 	if in.RequestType != nil {
 		s.Type = *in.RequestType
@@ -116,12 +126,18 @@ func (s *Submission) parseJSON(body []byte, haveID bool) error {
 	return s.parseLabels(in.Labels)
 }
 
+// mended reports whether the JSON decoder has put U+FFFD where body has no character: another id than the submitter's.
+func mended(id string, body []byte) bool {
+	return strings.ContainsRune(id, utf8.RuneError) && !bytes.ContainsRune(body, utf8.RuneError) &&
+		!bytes.Contains(bytes.ToLower(body), []byte(`\ufffd`))
+}
+
 func (s *Submission) parseLabels(raw json.RawMessage) error {
 	if len(raw) == 0 || string(raw) == "null" {
 		return nil
 	}
-	var labels map[string]string
-	if err := json.Unmarshal(raw, &labels); err != nil {
+	var labels map[string]*string
+	if err := json.Unmarshal(raw, &labels); err != nil || slices.Contains(slices.Collect(maps.Values(labels)), nil) {
 		return errors.New("the field \"labels\" is no JSON object whose values are strings")
 	}
 	if len(labels) == 0 {

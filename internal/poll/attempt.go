@@ -14,8 +14,7 @@ var ErrLeaseLost = errors.New("the lease is lost")
 
 // attempt is one poll of one request with everything that follows from it, in a poller's goroutine. A poller that has
 // a result in hand stays with it until it is stored: results are not left lying in queues.
-func (e *Engine) attempt(ctx context.Context, j job) verdict {
-	r := j.row
+func (e *Engine) attempt(ctx context.Context, r *Request, j job) verdict {
 	if !r.Lease.Trusted() {
 		return verdict{next: lost}
 	}
@@ -31,7 +30,7 @@ func (e *Engine) attempt(ctx context.Context, j job) verdict {
 
 	e.cfg.Metrics.lateness.Observe(time.Duration(e.now() - j.due).Seconds())
 	reply := Reply{Start: begin}
-	reply.Outcome = retrieve(ctx, e.cfg.Retriever, r.ID, r.Type, r.State)
+	reply.Outcome = e.cfg.Retriever.Retrieve(ctx, query(r.ID, r.Says().Type, r.State))
 	reply.End = time.Now()
 	e.cfg.Metrics.polls[reply.Outcome.Kind].Inc()
 	result := int64(len(reply.Outcome.Result))
@@ -45,6 +44,7 @@ func (e *Engine) attempt(ctx context.Context, j job) verdict {
 	if ctx.Err() != nil && reply.Outcome.Kind != api.Completed {
 		return v // broken off by our own end: what it says means nothing
 	}
+	logged := r.State
 	state, d := j.policy.Step(r.State, reply, rand.Float64())
 	r.State, v.wait = state, d.Wait
 	if d.Look {
@@ -54,8 +54,10 @@ func (e *Engine) attempt(ctx context.Context, j job) verdict {
 		}
 	}
 	if d.Emit.QueueState != "" {
-		switch over, err := e.cfg.Sink.Transition(ctx, &r.Request, d.Emit); {
+		switch over, err := e.cfg.Sink.Transition(ctx, r, d.Emit); {
 		case errors.Is(err, ErrLeaseLost):
+			// If another delivery of the request is here already, it goes on from what the log says.
+			r.State.QueueState, r.State.Reason = logged.QueueState, logged.Reason
 			v.next = lost
 			return v
 		case err != nil: // only ctx's end: nothing is known of what was stored, the next holder reads it
@@ -72,8 +74,8 @@ func (e *Engine) attempt(ctx context.Context, j job) verdict {
 }
 
 // finish stores a request's end. A result in hand is published even when the lease is lost: its fence keeps order.
-func (e *Engine) finish(ctx context.Context, r *row, result Result, v verdict) verdict {
-	if err := e.cfg.Sink.Finish(ctx, &r.Request, result); err != nil {
+func (e *Engine) finish(ctx context.Context, r *Request, result Result, v verdict) verdict {
+	if err := e.cfg.Sink.Finish(ctx, r, result); err != nil {
 		return v
 	}
 	v.next, v.took = ended, result.Elapsed
@@ -81,8 +83,8 @@ func (e *Engine) finish(ctx context.Context, r *row, result Result, v verdict) v
 }
 
 // look asks whether the request ended elsewhere; stop says that the attempt is over.
-func (e *Engine) look(ctx context.Context, r *row) (v verdict, stop bool) {
-	over, err := e.cfg.Sink.Conclude(ctx, &r.Request)
+func (e *Engine) look(ctx context.Context, r *Request) (v verdict, stop bool) {
+	over, err := e.cfg.Sink.Conclude(ctx, r)
 	switch {
 	case errors.Is(err, ErrLeaseLost):
 		return verdict{next: lost}, true

@@ -12,7 +12,7 @@ import (
 	"futurebridge/internal/api"
 )
 
-// Retriever makes one attempt at a future. It never retries and always ends in one outcome.
+// Retriever makes one attempt at a future. It never retries and always ends in one outcome, by the query's deadline.
 type Retriever interface {
 	Retrieve(ctx context.Context, q api.Query) api.Outcome
 }
@@ -90,7 +90,7 @@ func Await(ctx context.Context, future Future, cfg AwaitConfig) (Result, error) 
 	}
 	for {
 		reply := Reply{Start: time.Now()}
-		reply.Outcome = retrieve(ctx, cfg.Retriever, future.RequestID, future.Type, state)
+		reply.Outcome = cfg.Retriever.Retrieve(ctx, query(future.RequestID, future.Type, state))
 		if ctx.Err() != nil && reply.Outcome.Kind != api.Completed {
 			return Result{}, ctx.Err()
 		}
@@ -127,14 +127,11 @@ func Await(ctx context.Context, future Future, cfg AwaitConfig) (Result, error) 
 	}
 }
 
-// retrieve makes the attempt that state calls for, cut by the request's deadline.
-func retrieve(ctx context.Context, r Retriever, id, requestType string, s State) api.Outcome {
-	if !s.Deadline.IsZero() {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, s.Deadline)
-		defer cancel()
+// query is the attempt that state calls for.
+func query(id, requestType string, s State) api.Query {
+	return api.Query{
+		RequestID: id, RequestType: requestType, Iteration: s.Polls, Full: s.Full, Fresh: s.Fresh, Deadline: s.Deadline,
 	}
-	return r.Retrieve(ctx, api.Query{RequestID: id, RequestType: requestType, Iteration: s.Polls, Full: s.Full, Fresh: s.Fresh})
 }
 
 // guard runs a caller's function, whose panic is the caller's own affair.

@@ -2,8 +2,8 @@ package poll
 
 import (
 	"context"
-	"encoding/json"
 	"log/slog"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -15,17 +15,6 @@ const (
 	// lookEvery bounds how long a holder goes on polling a request that ended elsewhere.
 	lookEvery = 5 * time.Minute
 )
-
-// Request is what the engine needs to hold of one request while it waits. The engine and, during a poll, the Sink own it.
-type Request struct {
-	ID          string
-	Type        string
-	Traceparent string
-	Labels      json.RawMessage
-	State       State
-	LogSeq      uint64 // last sequence of the request's log that this holder knows; the Sink's fence
-	Lease       Lease
-}
 
 // Lease is the right to poll a request, and the duty to settle it.
 type Lease interface {
@@ -69,7 +58,7 @@ type Engine struct {
 	index   map[string]*row
 	gate    *gate
 	cadence *cadence
-	idle    []chan job // idle pollers, last in first out: the warm ones are used first
+	idle    []*poller // last in first out: the warm ones are used first
 
 	adds     chan []Request
 	done     chan verdict
@@ -82,13 +71,10 @@ type Engine struct {
 	refused atomic.Bool  // the key is refused
 }
 
-type row struct {
-	Request
-	since    time.Time // the submission's time; a poller may be writing to State
-	looked   int64     // when the result was last looked for, on the engine's clock
-	reserved int64     // bytes announced by a metadata answer
-	inFlight bool      // a poller has the Request
-	more     []Request // further submissions of the id; only Run touches them
+// poller is a goroutine that makes one poll at a time, and the request that it is given meanwhile.
+type poller struct {
+	jobs    chan job
+	request Request
 }
 
 type job struct {
@@ -99,8 +85,8 @@ type job struct {
 
 // verdict is what a poller reports.
 type verdict struct {
+	poller  *poller
 	row     *row
-	poller  chan job
 	polled  bool
 	outcome api.Outcome // without its result
 	took    time.Duration
@@ -205,8 +191,8 @@ func (e *Engine) Run(ctx context.Context) {
 		}
 		if draining == nil && e.gate.inFlight == 0 {
 			close(e.ended)
-			for _, poller := range e.idle {
-				close(poller)
+			for _, p := range e.idle {
+				close(p.jobs)
 			}
 			return
 		}
@@ -235,28 +221,30 @@ func (e *Engine) dispatch(ctx context.Context, draining bool) int64 {
 		first := e.heap.pop()
 		first.row.inFlight = true
 		policy := e.cfg.Policy
-		policy.BackoffMax = e.cadence.ceiling(first.row.Type, policy.BackoffMax)
-		e.poller(ctx) <- job{first.row, first.due, policy}
+		policy.BackoffMax = e.cadence.ceiling(first.row.about.orNothing().Type, policy.BackoffMax)
+		p := e.poller(ctx)
+		p.request = first.row.unpack()
+		p.jobs <- job{first.row, first.due, policy}
 	}
 	return -1
 }
 
 // poller takes the idle poller that was busy last, or starts one; admit has bounded their number.
-func (e *Engine) poller(ctx context.Context) chan job {
+func (e *Engine) poller(ctx context.Context) *poller {
 	if n := len(e.idle); n > 0 {
-		poller := e.idle[n-1]
+		p := e.idle[n-1]
 		e.idle = e.idle[:n-1]
-		return poller
+		return p
 	}
-	poller := make(chan job, 1)
+	p := &poller{jobs: make(chan job, 1)}
 	go func() {
-		for j := range poller {
-			v := e.attempt(ctx, j)
-			v.row, v.poller = j.row, poller
+		for j := range p.jobs {
+			v := e.attempt(ctx, &p.request, j)
+			v.row, v.poller = j.row, p
 			e.done <- v
 		}
 	}()
-	return poller
+	return p
 }
 
 func (e *Engine) add(requests []Request, draining bool) {
@@ -270,45 +258,25 @@ func (e *Engine) add(requests []Request, draining bool) {
 		if held := e.index[r.ID]; held != nil { // one poll, however many submissions
 			held.more = append(held.more, *r)
 			if !held.inFlight {
-				e.absorb(held)
+				held.absorb()
 			}
 			continue
 		}
-		e.index[r.ID] = &row{Request: *r, since: r.State.Submitted, looked: now}
+		r.looked = now
+		fresh := &row{id: r.ID, about: r.About, submitted: r.State.Submitted.UnixNano()}
+		fresh.pack(r)
+		e.index[r.ID] = fresh
 		e.held.Add(1)
-		e.heap.push(entry{now, e.index[r.ID]})
-	}
-}
-
-// absorb makes one request of several submissions of an id: the first deadline ends it, the longest log is right, and
-// any lease that is trusted will do.
-func (e *Engine) absorb(r *row) {
-	kept := r.more[:0]
-	for _, m := range r.more {
-		if d := m.State.Deadline; !d.IsZero() && (r.State.Deadline.IsZero() || d.Before(r.State.Deadline)) {
-			r.State.Deadline = d
-		}
-		if m.LogSeq > r.LogSeq {
-			r.LogSeq, r.State.QueueState, r.State.Reason = m.LogSeq, m.State.QueueState, m.State.Reason
-		}
-		r.State.Redelivered = r.State.Redelivered || m.State.Redelivered
-		if r.Lease.Trusted() {
-			kept = append(kept, m)
-			continue
-		}
-		r.Lease.Drop()
-		r.Lease = m.Lease
-	}
-	clear(r.more[len(kept):])
-	if r.more = kept; len(kept) == 0 {
-		r.more = nil
+		e.heap.push(entry{now, fresh})
 	}
 }
 
 // settle takes back what a poller reports.
 func (e *Engine) settle(v verdict, draining bool) {
 	r := v.row
+	r.pack(&v.poller.request)
 	r.inFlight = false
+	v.poller.request = Request{}
 	e.idle = append(e.idle, v.poller)
 	e.gate.observe(&v.outcome, v.polled, time.Now())
 	if e.gate.held != e.refused.Load() {
@@ -321,10 +289,10 @@ func (e *Engine) settle(v verdict, draining bool) {
 		}
 	}
 	if v.outcome.Kind == api.Completed && v.polled {
-		e.cadence.learn(r.Type, v.took)
+		e.cadence.learn(r.about.orNothing().Type, v.took)
 	}
 	if v.next != ended && len(r.more) > 0 {
-		if e.absorb(r); v.next == lost && r.Lease.Trusted() {
+		if r.absorb(); v.next == lost && r.lease.Trusted() {
 			v.next = again
 		}
 	}
@@ -341,12 +309,12 @@ func (e *Engine) settle(v verdict, draining bool) {
 }
 
 func (e *Engine) remove(r *row, how func(Lease)) {
-	how(r.Lease)
+	how(r.lease)
 	for _, m := range r.more {
 		how(m.Lease)
 	}
 	e.bytes.Add(-r.reserved)
-	delete(e.index, r.ID)
+	delete(e.index, r.id)
 	e.held.Add(-1)
 }
 
@@ -359,11 +327,12 @@ func (e *Engine) giveBack() {
 }
 
 func (e *Engine) oldestHeld() time.Time {
-	var oldest time.Time
+	oldest := int64(math.MaxInt64)
 	for _, r := range e.index {
-		if oldest.IsZero() || r.since.Before(oldest) {
-			oldest = r.since
-		}
+		oldest = min(oldest, r.submitted)
 	}
-	return oldest
+	if oldest == math.MaxInt64 {
+		return time.Time{}
+	}
+	return time.Unix(0, oldest)
 }

@@ -42,6 +42,11 @@ func (s *script) Retrieve(ctx context.Context, q api.Query) api.Outcome {
 	s.at = append(s.at, time.Now())
 	s.queries = append(s.queries, q)
 	s.mu.Unlock()
+	if !q.Deadline.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, q.Deadline)
+		defer cancel()
+	}
 	if a.takes > 0 {
 		timer := time.NewTimer(a.takes)
 		defer timer.Stop()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -26,6 +27,8 @@ const (
 
 // last reads the last message of a subject, nil if there is none, once the answering replica has seen sequence atLeast.
 func (p *Publisher) last(ctx context.Context, stream, subject string, atLeast uint64) (*jetstream.RawStreamMsg, error) {
+	var trying operation
+	defer trying.end(p)
 	begin := time.Now()
 	for attempt := 0; ; attempt++ {
 		msg, err := p.directLast(ctx, stream, subject)
@@ -39,7 +42,7 @@ func (p *Publisher) last(ctx context.Context, stream, subject string, atLeast ui
 		case err != nil && ctx.Err() != nil:
 			return nil, ctx.Err()
 		case err != nil && attempt > 0:
-			p.failing("unknown", subject, fmt.Errorf("reading it: %w", err))
+			trying.failed(p, "unknown", subject, fmt.Errorf("reading it: %w", err))
 		}
 		if err := pause(ctx, attempt); err != nil {
 			return nil, err
@@ -71,21 +74,38 @@ func (p *Publisher) direct(stream string) string {
 
 // rawMessage reads the answer to a direct get; nil: there is no such message.
 func rawMessage(m *nats.Msg) (*jetstream.RawStreamMsg, error) {
-	if status := m.Header.Get("Status"); status != "" {
-		if status == "404" {
-			return nil, nil
-		}
+	switch status := statusOf(m); status {
+	case "":
+	case "404":
+		return nil, nil
+	default:
 		return nil, fmt.Errorf("direct get: %s %s", status, m.Header.Get("Description"))
 	}
-	out := &jetstream.RawStreamMsg{Subject: m.Header.Get("Nats-Subject"), Header: m.Header, Data: m.Data}
+	out := &jetstream.RawStreamMsg{Subject: added(m, "Nats-Subject"), Header: m.Header, Data: m.Data}
 	var err error
-	if _, err = fmt.Sscanf(m.Header.Get("Nats-Sequence"), "%d", &out.Sequence); err == nil {
-		out.Time, err = time.Parse(time.RFC3339Nano, m.Header.Get("Nats-Time-Stamp"))
+	if out.Sequence, err = strconv.ParseUint(added(m, "Nats-Sequence"), 10, 64); err == nil {
+		out.Time, err = time.Parse(time.RFC3339Nano, added(m, "Nats-Time-Stamp"))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("direct get: the answer is no stored message: %w", err)
 	}
 	return out, nil
+}
+
+// statusOf is the status of an answer that is no stored message. A stored message may have a header of that name.
+func statusOf(m *nats.Msg) string {
+	if added(m, "Nats-Sequence") != "" {
+		return ""
+	}
+	return m.Header.Get("Status")
+}
+
+// added is a header that the server put behind those of the stored message, which may have one of that name.
+func added(m *nats.Msg, name string) string {
+	if values := m.Header[name]; len(values) > 0 {
+		return values[len(values)-1]
+	}
+	return ""
 }
 
 // Lookup reads what is stored of requests that were just delivered, whether for the first time or not, and takes it
@@ -134,6 +154,8 @@ func (p *Publisher) lastOf(ctx context.Context, stream string, requests []*poll.
 	for i, r := range requests {
 		subjects[i] = subject(r.ID)
 	}
+	var trying operation
+	defer trying.end(p)
 	for attempt := 0; ; attempt++ {
 		complete, err := p.multiLast(ctx, stream, subjects, found)
 		if err == nil && complete {
@@ -153,7 +175,7 @@ func (p *Publisher) lastOf(ctx context.Context, stream string, requests []*poll.
 			return nil, ctx.Err()
 		}
 		if attempt > 0 {
-			p.failing("unknown", stream, fmt.Errorf("reading it: %w", err))
+			trying.failed(p, "unknown", stream, fmt.Errorf("reading it: %w", err))
 		}
 		if err := pause(ctx, attempt); err != nil {
 			return nil, err
@@ -182,7 +204,7 @@ func (p *Publisher) multiLast(ctx context.Context, stream string, subjects []str
 		if err != nil {
 			return false, err
 		}
-		switch m.Header.Get("Status") {
+		switch statusOf(m) {
 		case "204": // end of batch
 			return m.Header.Get("Nats-Num-Pending") == "0", nil
 		case "404":

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/nats-io/nats.go"
+	"golang.org/x/net/http/httpguts"
 
 	"futurebridge/internal/poll"
 )
@@ -39,21 +40,29 @@ func marshal(v any) []byte {
 func (p *Publisher) transitionMessage(r *poll.Request, t poll.Transition) *nats.Msg {
 	body := StateBody{
 		RequestID: r.ID, QueueState: t.QueueState, Previous: Optional(t.Previous), Reason: Optional(t.Reason),
-		Poll: t.Poll, Time: t.Time.UTC(), Labels: r.Labels,
+		Poll: t.Poll, Time: t.Time.UTC(), Labels: r.Says().Labels,
 	}
 	if t.Progress != nil {
-		body.QueuePosition, body.EstimatedWait = t.Progress.QueuePosition, t.Progress.EstimatedWaitS
-		body.Progress, body.Status = t.Progress.Progress, t.Progress.Status
+		body.QueuePosition, body.EstimatedWait = valid(t.Progress.QueuePosition), valid(t.Progress.EstimatedWaitS)
+		body.Progress, body.Status = valid(t.Progress.Progress), valid(t.Progress.Status)
 	}
 	return p.message(p.names.State(r.ID), r.LogSeq, event{
 		r: r, kind: "state", status: t.QueueState, polls: t.Poll, at: t.Time, contentType: "application/json", body: marshal(body),
 	})
 }
 
+// valid leaves out what is no JSON any more: a secret was taken out of it.
+func valid(raw json.RawMessage) json.RawMessage {
+	if !json.Valid(raw) {
+		return nil
+	}
+	return raw
+}
+
 func (p *Publisher) closingMessage(r *poll.Request, s stored, at time.Time) *nats.Msg {
 	body := ClosingBody{
 		RequestID: r.ID, Status: s.status, Previous: Optional(r.State.QueueState), Polls: s.polls, ElapsedMS: s.elapsedMS,
-		Time: at.UTC(), Labels: r.Labels, Result: s.ref, Error: s.err,
+		Time: at.UTC(), Labels: r.Says().Labels, Result: s.ref, Error: s.err,
 	}
 	return p.message(p.names.State(r.ID), r.LogSeq, event{
 		r: r, kind: "closing", status: s.status, polls: s.polls, at: at, contentType: "application/json", body: marshal(body),
@@ -103,8 +112,14 @@ type event struct {
 // message makes a fenced event: it is stored only if expect is still the last sequence of its subject. Its message id
 // comes from all that it says, so that "duplicate" always means this very message.
 func (p *Publisher) message(subject string, expect uint64, e event) *nats.Msg {
+	if e.contentType == "" {
+		e.contentType = "application/octet-stream"
+	}
+	about := e.r.Says()
+	polls := strconv.Itoa(e.polls)
+	at, submitted := e.at.UTC().Format(time.RFC3339Nano), e.r.State.Submitted.UTC().Format(time.RFC3339Nano)
 	hash := xxhash.New()
-	for _, s := range []string{e.status, e.contentType, e.identity} {
+	for _, s := range []string{e.status, e.contentType, e.identity, polls, at, submitted, about.Type, about.Traceparent} {
 		_, _ = hash.WriteString(s)
 		_, _ = hash.Write([]byte{0})
 	}
@@ -112,18 +127,14 @@ func (p *Publisher) message(subject string, expect uint64, e event) *nats.Msg {
 	expected := strconv.FormatUint(expect, 10)
 	// The subject keeps the ids of two requests apart whatever their hashes are.
 	id := subject + "." + expected + "." + strconv.FormatUint(hash.Sum64(), 36)
-	at := e.at.UTC().Format(time.RFC3339Nano)
-	if e.contentType == "" {
-		e.contentType = "application/octet-stream"
-	}
 	header := nats.Header{
 		nats.ExpectedLastSubjSeqHdr: {expected},
 		expectedSubjectHdr:          {subject},
 		nats.MsgIdHdr:               {id},
 		HeaderRequestID:             {e.r.ID},
 		HeaderStatus:                {e.status},
-		HeaderPolls:                 {strconv.Itoa(e.polls)},
-		HeaderSubmittedAt:           {e.r.State.Submitted.UTC().Format(time.RFC3339Nano)},
+		HeaderPolls:                 {polls},
+		HeaderSubmittedAt:           {submitted},
 		HeaderContentType:           {e.contentType},
 		"ce-specversion":            {"1.0"},
 		"ce-type":                   {"futurebridge." + e.kind},
@@ -132,11 +143,11 @@ func (p *Publisher) message(subject string, expect uint64, e event) *nats.Msg {
 		"ce-time":                   {at},
 		"ce-subject":                {subject},
 	}
-	if e.r.Type != "" { // a protobuf result does not say which message it is
-		header[HeaderRequestType] = []string{e.r.Type}
+	if about.Type != "" { // a protobuf result does not say which message it is
+		header[HeaderRequestType] = []string{about.Type}
 	}
-	if e.r.Traceparent != "" {
-		header[HeaderTraceparent] = []string{e.r.Traceparent}
+	if about.Traceparent != "" {
+		header[HeaderTraceparent] = []string{about.Traceparent}
 	}
 	return &nats.Msg{Subject: ingest(subject), Header: header, Data: e.body}
 }
@@ -164,8 +175,8 @@ const (
 	maxRejectedHeaders = 8 << 10
 )
 
-// rejection carries a submission back, whole or its beginning with size and digest, with the reason in a header.
-func (p *Publisher) rejection(seq uint64, reason string, m *nats.Msg) *nats.Msg {
+// rejection carries a submission back, whole or at most its beginning with size and digest, with the reason in a header.
+func (p *Publisher) rejection(seq uint64, reason string, m *nats.Msg, most int) *nats.Msg {
 	subject := p.names.Rejected(seq)
 	header := nats.Header{}
 	size := 0
@@ -173,7 +184,7 @@ func (p *Publisher) rejection(seq uint64, reason string, m *nats.Msg) *nats.Msg 
 		for _, v := range values {
 			size += len(name) + len(v)
 		}
-		if !strings.HasPrefix(strings.ToLower(name), "nats-") {
+		if carried(name) {
 			header[name] = values
 		}
 	}
@@ -181,11 +192,11 @@ func (p *Publisher) rejection(seq uint64, reason string, m *nats.Msg) *nats.Msg 
 		header = nats.Header{}
 	}
 	data := m.Data
-	if len(data) > maxRejectedBytes {
+	if len(data) > most {
 		sum := sha256.Sum256(data)
 		header[HeaderRejectedBytes] = []string{strconv.Itoa(len(data))}
 		header[HeaderRejectedDigest] = []string{"SHA-256=" + base64.URLEncoding.EncodeToString(sum[:])}
-		data = data[:maxRejectedBytes]
+		data = data[:most]
 	}
 	header[HeaderRejectedReason] = []string{reason}
 	header[HeaderRejectedSubject] = []string{m.Subject}
@@ -193,4 +204,12 @@ func (p *Publisher) rejection(seq uint64, reason string, m *nats.Msg) *nats.Msg 
 	header[nats.ExpectedLastSubjSeqHdr] = []string{"0"}
 	header[expectedSubjectHdr] = []string{subject}
 	return &nats.Msg{Subject: ingest(subject), Header: header, Data: data}
+}
+
+// carried reports whether a rejected submission's header goes on to the rejection: not what speaks to a server or a
+// client library, not what a rejection itself says, and no name that a client library refuses to send.
+func carried(name string) bool {
+	lower := strings.ToLower(name)
+	return httpguts.ValidHeaderFieldName(name) && lower != "status" &&
+		!strings.HasPrefix(lower, "nats-") && !strings.HasPrefix(lower, "bridge-rejected-")
 }

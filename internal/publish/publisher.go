@@ -10,14 +10,7 @@ package publish
 import (
 	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
 	"log/slog"
-	"math/rand/v2"
-	"regexp"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -37,6 +30,8 @@ const (
 	maxInFlight      = 512
 	maxInFlightBytes = 64 << 20
 	headerRoom       = 16 << 10 // for what a result's message has besides its body
+	maxChunk         = 128 << 10
+	foreignWait      = 30 * time.Second // between looks whether an operator has removed what is no result
 )
 
 // Config is what a Publisher is made of. All but Metrics and Log are required.
@@ -56,11 +51,12 @@ type Publisher struct {
 	js        jetstream.JetStream
 	maxInline int64
 	source    string
-	slots     chan struct{}
+	replies   *replies
 	bytes     *semaphore.Weighted
 	metrics   *Metrics
 	log       *slog.Logger
-	trouble   atomic.Pointer[string] // why publishes are not stored at present
+	failing   atomic.Int64           // operations that fail at present, and are tried again
+	reason    atomic.Pointer[string] // why the latest of them does
 }
 
 // New makes a publisher; the streams must stand before it is used (see Ensure).
@@ -73,24 +69,24 @@ func New(cfg Config) *Publisher {
 	}
 	return &Publisher{
 		names: cfg.Names, nc: cfg.Conn, js: cfg.JetStream, maxInline: cfg.MaxInline, source: "/" + cfg.Names.Prefix(),
-		slots: make(chan struct{}, maxInFlight), bytes: semaphore.NewWeighted(maxInFlightBytes),
+		replies: newReplies(cfg.Conn, maxInFlight), bytes: semaphore.NewWeighted(maxInFlightBytes),
 		metrics: cfg.Metrics, log: cfg.Log,
 	}
 }
 
-// Trouble says why events cannot be stored at present; empty when the last publish was.
+// Trouble says why events cannot be stored, or read, at present; empty when nothing that was tried is still failing.
 func (p *Publisher) Trouble() string {
-	if t := p.trouble.Load(); t != nil {
-		return *t
+	if p.failing.Load() == 0 {
+		return ""
 	}
-	return ""
+	return *p.reason.Load()
 }
 
 // Transition implements poll.Sink.
 func (p *Publisher) Transition(ctx context.Context, r *poll.Request, t poll.Transition) (ended bool, err error) {
 	for {
 		msg := p.transitionMessage(r, t)
-		ack, err := p.publish(ctx, msg, r.Lease.Trusted)
+		ack, err := p.publish(ctx, msg, r.Lease.Trusted, false)
 		if err != nil {
 			return false, err
 		}
@@ -157,11 +153,11 @@ func (p *Publisher) storeResult(ctx context.Context, r *poll.Request, result pol
 	}
 	for {
 		msg := p.resultMessage(r, result, body, large)
-		ack, err := p.publish(ctx, msg, nil)
+		ack, err := p.publish(ctx, msg, nil, large == nil)
 		if err != nil {
 			return stored{}, err
 		}
-		if ack.tooLarge && large == nil {
+		if ack.tooLarge {
 			if large, err = p.upload(ctx, r.ID, body); err != nil {
 				return stored{}, err
 			}
@@ -179,7 +175,12 @@ func (p *Publisher) storeResult(ctx context.Context, r *poll.Request, result pol
 			if seq = last.Sequence; last.Header.Get(nats.MsgIdHdr) != msg.Header.Get(nats.MsgIdHdr) {
 				end, known := p.readEnd(last)
 				if !known {
-					return stored{}, p.foreign(ctx, last)
+					// Somebody published a result that is none, and a second one must not be stored. Only an operator can
+					// remove it; until then this one request is stuck, and the log says so again and again.
+					if err := sleep(ctx, foreignWait); err != nil {
+						return stored{}, err
+					}
+					continue
 				}
 				p.discard(ctx, large)
 				return end, nil
@@ -201,18 +202,18 @@ func (p *Publisher) storeResult(ctx context.Context, r *poll.Request, result pol
 	}
 }
 
-// close stores the closing record on top of whatever the log ends in, unless it ends in one.
+// close stores the closing record on top of whatever the log ends in, unless it ends in one. A closing record's sequence
+// never becomes r's fence: nothing that is published for r fits on top of it.
 func (p *Publisher) close(ctx context.Context, r *poll.Request, end stored) error {
 	at := time.Now()
 	for {
 		msg := p.closingMessage(r, end, at)
-		ack, err := p.publish(ctx, msg, nil)
+		ack, err := p.publish(ctx, msg, nil, false)
 		if err != nil {
 			return err
 		}
 		if !ack.conflict {
 			p.metrics.events["closing"].Inc()
-			r.LogSeq = ack.seq
 			return nil
 		}
 		last, err := p.last(ctx, p.names.StatesStream(), p.names.State(r.ID), ack.seq)
@@ -222,6 +223,9 @@ func (p *Publisher) close(ctx context.Context, r *poll.Request, end stored) erro
 		case last == nil:
 			r.LogSeq = 0
 		case p.resume(r, last) && Terminal(last.Header.Get(HeaderStatus)):
+			if last.Header.Get(nats.MsgIdHdr) == msg.Header.Get(nats.MsgIdHdr) { // stored by an attempt whose ack was lost
+				p.metrics.events["closing"].Inc()
+			}
 			return nil
 		}
 	}
@@ -229,18 +233,19 @@ func (p *Publisher) close(ctx context.Context, r *poll.Request, end stored) erro
 
 // resume takes the log's last message into r. A message that no bridge wrote is reported, and only its sequence counts.
 func (p *Publisher) resume(r *poll.Request, last *jetstream.RawStreamMsg) (known bool) {
-	r.LogSeq = last.Sequence
 	e, err := p.names.Decode(last.Subject, last.Header, last.Data)
 	var body StateBody
 	if err == nil && e.Kind == KindState {
 		body, err = e.State()
 	}
 	if err != nil {
+		r.LogSeq = last.Sequence
 		p.log.Error("a message that no bridge wrote lies on an event subject; only bridges may publish to "+ingest(p.names.prefix+".>"),
 			"stream", p.names.StatesStream(), "seq", last.Sequence, "subject", last.Subject, "error", err)
 		return false
 	}
 	if e.Kind == KindState {
+		r.LogSeq = last.Sequence
 		r.State.QueueState, r.State.Reason = body.QueueState, string(body.Reason)
 		r.State.Polls = max(r.State.Polls, body.Poll)
 	}
@@ -257,28 +262,24 @@ func (p *Publisher) readEnd(last *jetstream.RawStreamMsg) (stored, bool) {
 	return p.storedFrom(e, last.Sequence, last.Time), true
 }
 
-// foreign waits: somebody published a result that is none, and a second one must not be stored. An operator has to
-// remove it; until then this one request is stuck, and says so.
-func (p *Publisher) foreign(ctx context.Context, last *jetstream.RawStreamMsg) error {
-	reason := fmt.Sprintf("message %d of stream %s on %s is no result of a bridge: remove it", last.Sequence, p.names.ResultsStream(), last.Subject)
-	p.trouble.Store(&reason)
-	<-ctx.Done()
-	return ctx.Err()
-}
-
 // upload puts a body into the object store under a name of its own, for as long as it takes.
 func (p *Publisher) upload(ctx context.Context, id string, body []byte) (*LargeRef, error) {
+	var trying operation
+	defer trying.end(p)
 	for attempt := 0; ; attempt++ {
 		name := Token(id) + "." + nuid.Next()
 		bucket, err := p.js.ObjectStore(ctx, p.names.LargeBucket())
 		if err == nil {
 			var info *jetstream.ObjectInfo
-			info, err = bucket.Put(ctx, jetstream.ObjectMeta{Name: name, Description: "result"}, bytes.NewReader(body))
+			info, err = bucket.Put(ctx, jetstream.ObjectMeta{
+				Name: name, Description: "result",
+				Opts: &jetstream.ObjectMetaOptions{ChunkSize: uint32(min(maxChunk, p.nc.MaxPayload()))},
+			}, bytes.NewReader(body))
 			if err == nil {
 				return &LargeRef{Object: name, Bytes: int64(len(body)), Digest: info.Digest}, nil
 			}
 		}
-		p.failing("unknown", p.names.LargeBucket(), err)
+		trying.failed(p, "unknown", p.names.LargeBucket(), err)
 		if err := pause(ctx, attempt); err != nil {
 			return nil, err
 		}
@@ -301,141 +302,14 @@ func (p *Publisher) discard(ctx context.Context, large *LargeRef) {
 
 // Reject stores the event that says why submission seq is no request; once, however often it is called.
 func (p *Publisher) Reject(ctx context.Context, seq uint64, reason string, msg *nats.Msg) error {
-	reject := p.rejection(seq, reason, msg)
-	ack, err := p.publish(ctx, reject, nil)
-	if err == nil && !ack.conflict {
-		p.metrics.events["rejected"].Inc()
-	}
-	return err
-}
-
-// ack is the outcome of a publish that is known.
-type ack struct {
-	seq      uint64 // of the message; of the subject's last message after a conflict
-	conflict bool   // the fence did not hold: nothing was stored now
-	tooLarge bool   // for a message: nothing was stored
-}
-
-// publish repeats one message until its outcome is known, however long that takes, or ctx ends, or trusted says that
-// the writer has no right to go on (ErrLeaseLost).
-func (p *Publisher) publish(ctx context.Context, msg *nats.Msg, trusted func() bool) (ack, error) {
-	weight := min(int64(len(msg.Data)), maxInFlightBytes)
-	for attempt := 0; ; attempt++ {
-		if trusted != nil && !trusted() {
-			return ack{}, poll.ErrLeaseLost
+	for most := maxRejectedBytes; ; most /= 4 {
+		ack, err := p.publish(ctx, p.rejection(seq, reason, msg, most), nil, most > 0)
+		if err == nil && ack.tooLarge { // for this server, or for the stream
+			continue
 		}
-		select {
-		case p.slots <- struct{}{}:
-		case <-ctx.Done():
-			return ack{}, ctx.Err()
+		if err == nil && !ack.conflict {
+			p.metrics.events["rejected"].Inc()
 		}
-		if err := p.bytes.Acquire(ctx, weight); err != nil {
-			<-p.slots
-			return ack{}, err
-		}
-		try, cancel := context.WithTimeout(ctx, ackTimeout)
-		reply, err := p.nc.RequestMsgWithContext(try, msg)
-		cancel()
-		p.bytes.Release(weight)
-		<-p.slots
-		out, verdict, why := readAck(reply, err)
-		p.metrics.publishes[verdict].Inc()
-		switch verdict {
-		case "stored", "duplicate", "conflict", "too_large":
-			if p.trouble.Load() != nil {
-				p.trouble.Store(nil)
-				p.log.Info("events are stored again")
-			}
-			return out, nil
-		}
-		if ctx.Err() != nil {
-			return ack{}, ctx.Err()
-		}
-		if attempt > 0 || verdict == "refused" { // one failure is everyday life at a leader change
-			p.failing(verdict, msg.Subject, why)
-		}
-		if err := pause(ctx, attempt); err != nil {
-			return ack{}, err
-		}
+		return err
 	}
-}
-
-func (p *Publisher) failing(verdict, what string, why error) {
-	reason := fmt.Sprintf("%s cannot be stored: %v", kindOf(what), why)
-	if p.trouble.Swap(&reason) == nil {
-		p.log.Error("events cannot be stored; they are held and tried again", "outcome", verdict, "subject", what, "error", why)
-	}
-}
-
-// kindOf makes one reason of the many subjects of one stream.
-func kindOf(subject string) string {
-	if i := strings.LastIndexByte(subject, '.'); i > 0 {
-		return subject[:i]
-	}
-	return subject
-}
-
-func pause(ctx context.Context, attempt int) error {
-	wait := min(retryMax, retryInitial<<min(attempt, 10))
-	timer := time.NewTimer(wait + rand.N(wait/4))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// The server's codes for a publish that was not simply stored. They are matched by number: texts change.
-const (
-	codeWrongLastSequence = 10071 // the fence: somebody else appended, or our own first attempt was stored
-	codeQueueFull         = 10167 // not stored; the queue is shared
-	codeTooLarge          = 10054
-	codeStoreFailed       = 10077 // the stream's limits
-	codeNoStorage         = 10047 // the server's or account's limits
-	codeNoResources       = 10023
-)
-
-var lastSequence = regexp.MustCompile(`\d+$`)
-
-// readAck classifies the answer to a publish. verdict is the label of the publishes metric: whatever is not known to be
-// stored, refused or in conflict is "unknown", and the same message will show which it was.
-func readAck(reply *nats.Msg, err error) (out ack, verdict string, why error) {
-	if errors.Is(err, nats.ErrMaxPayload) {
-		return ack{tooLarge: true}, "too_large", err
-	}
-	if err != nil {
-		return ack{}, "unknown", err
-	}
-	var body struct {
-		Stream    string              `json:"stream"`
-		Seq       uint64              `json:"seq"`
-		Duplicate bool                `json:"duplicate"`
-		Error     *jetstream.APIError `json:"error"`
-	}
-	if err := json.Unmarshal(reply.Data, &body); err != nil {
-		return ack{}, "unknown", fmt.Errorf("the answer is no ack of JetStream: %w", err)
-	}
-	switch {
-	case body.Error == nil && body.Stream == "":
-		return ack{}, "unknown", errors.New("the answer is no ack of JetStream")
-	case body.Error == nil && body.Duplicate:
-		return ack{seq: body.Seq}, "duplicate", nil
-	case body.Error == nil:
-		return ack{seq: body.Seq}, "stored", nil
-	}
-	switch body.Error.ErrorCode {
-	case codeWrongLastSequence:
-		// Only the text has the number; without it the read that follows takes what it finds.
-		seq, _ := strconv.ParseUint(lastSequence.FindString(body.Error.Description), 10, 64)
-		return ack{seq: seq, conflict: true}, "conflict", nil
-	case codeTooLarge:
-		return ack{tooLarge: true}, "too_large", body.Error
-	case codeQueueFull:
-		return ack{}, "busy", body.Error
-	case codeStoreFailed, codeNoStorage, codeNoResources:
-		return ack{}, "refused", body.Error
-	}
-	return ack{}, "unknown", body.Error
 }

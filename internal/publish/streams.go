@@ -125,6 +125,10 @@ func Ensure(ctx context.Context, js jetstream.JetStream, n Names, o Options) (je
 		case err == nil:
 			differences = append(differences, n.consumerDifferences(standing.CachedInfo().Config, consumer, o)...)
 			consumer = standing.CachedInfo().Config
+		case errors.Is(err, jetstream.ErrNotPullConsumer):
+			d := differ{where: n.consumerPlace()}
+			d.check("delivery", "push", "pull")
+			differences = append(differences, d.found...)
 		case !errors.Is(err, jetstream.ErrConsumerNotFound):
 			return consumer, fmt.Errorf("look up consumer %s of %s: %w", n.Consumer(), want.Name, err)
 		}
@@ -160,6 +164,9 @@ func (n Names) streamDifferences(have, want jetstream.StreamConfig, o Options) [
 	d.check("retention", have.Retention, want.Retention)
 	d.check("storage", have.Storage, want.Storage)
 	d.check("discard", have.Discard, want.Discard)
+	d.check("discard new per subject", have.DiscardNewPerSubject, want.DiscardNewPerSubject)
+	d.check("no ack", have.NoAck, want.NoAck)
+	d.check("sealed", have.Sealed, want.Sealed)
 	d.check("subject transform", deref(have.SubjectTransform), deref(want.SubjectTransform))
 	d.check("republish", deref(have.RePublish), deref(want.RePublish))
 	d.check("allow direct", have.AllowDirect, want.AllowDirect)
@@ -189,7 +196,8 @@ func (n Names) streamDifferences(have, want jetstream.StreamConfig, o Options) [
 }
 
 func (n Names) consumerDifferences(have, want jetstream.ConsumerConfig, o Options) []string {
-	d := differ{where: "consumer " + n.Consumer() + " of stream " + n.WorkStream()}
+	d := differ{where: n.consumerPlace()}
+	d.check("headers only", have.HeadersOnly, want.HeadersOnly)
 	d.check("ack policy", have.AckPolicy, want.AckPolicy)
 	d.check("max deliver", have.MaxDeliver, want.MaxDeliver)
 	d.check("backoff", fmt.Sprint(have.BackOff), fmt.Sprint(want.BackOff))
@@ -201,6 +209,10 @@ func (n Names) consumerDifferences(have, want jetstream.ConsumerConfig, o Option
 		d.check("max ack pending (--max-ack-pending)", have.MaxAckPending, want.MaxAckPending)
 	}
 	return d.found
+}
+
+func (n Names) consumerPlace() string {
+	return "consumer " + n.Consumer() + " of stream " + n.WorkStream()
 }
 
 type differ struct {

@@ -1,0 +1,75 @@
+package api
+
+import (
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+const ms = time.Millisecond
+
+func TestAWaitHintIsReadInEveryForm(t *testing.T) {
+	date := func(in time.Duration, layout string) string { return arrival.Add(in).Format(layout) }
+	for _, c := range []struct {
+		name    string
+		headers []string
+		body    string
+		want    time.Duration
+	}{
+		{"none", nil, `{}`, 0},
+		{"seconds", []string{"Retry-After", "7"}, ``, 7 * time.Second},
+		{"seconds with a fraction", []string{"Retry-After", " 1.5 "}, ``, 1500 * ms},
+		{"milliseconds", []string{"retry-after-ms", "250"}, ``, 250 * ms},
+		{"half a millisecond", []string{"retry-after-ms", "0.5"}, ``, ms / 2},
+		{"a date", []string{"Retry-After", date(90*time.Second, http.TimeFormat)}, ``, 90 * time.Second},
+		{"a date of RFC 850", []string{"Retry-After", date(time.Minute, "Monday, 02-Jan-06 15:04:05 GMT")}, ``, time.Minute},
+		{"a date of ANSI C", []string{"Retry-After", date(time.Minute, time.ANSIC)}, ``, time.Minute},
+		{"a date that is past", []string{"Retry-After", date(-time.Hour, http.TimeFormat)}, ``, 0},
+		{"a date in a year", []string{"Retry-After", date(365*24*time.Hour, http.TimeFormat)}, ``, MaxHint},
+		{"a date in centuries", []string{"Retry-After", "Fri, 31 Dec 9999 23:59:59 GMT"}, ``, MaxHint},
+		{"body milliseconds", nil, `{"retry_after_ms":5000}`, 5 * time.Second},
+		{"body seconds", nil, `{"retry_after_s":2.25}`, 2250 * ms},
+		{"body numbers as strings", nil, `{"retry_after_ms":"800","retry_after_s":"0.5"}`, 800 * ms},
+		{"body with an exponent", nil, `{"retry_after_ms":1e3}`, time.Second},
+		{"body null", nil, `{"retry_after_ms":null,"retry_after_s":null}`, 0},
+		{"body of another type", nil, `{"retry_after_ms":true,"retry_after_s":{"a":1}}`, 0},
+		{"body list", nil, `{"retry_after_ms":[5]}`, 0},
+		{"zero", []string{"Retry-After", "0"}, `{"retry_after_ms":0}`, 0},
+		{"negative", []string{"Retry-After", "-7", "Retry-After-Ms", "-1"}, `{"retry_after_ms":-5,"retry_after_s":-1}`, 0},
+		{"NaN", []string{"Retry-After", "NaN", "Retry-After-Ms", "nan"}, `{"retry_after_s":"NaN"}`, 0},
+		{"infinite", []string{"Retry-After", "+Inf"}, ``, MaxHint},
+		{"negative infinity", []string{"Retry-After", "-Inf"}, ``, 0},
+		{"a year", []string{"Retry-After", "31536000"}, ``, MaxHint},
+		{"a number beyond all floats", []string{"Retry-After", "1e999"}, `{"retry_after_ms":1e999}`, MaxHint},
+		{"just under the most", nil, `{"retry_after_ms":299999}`, MaxHint - ms},
+		{"words", []string{"Retry-After", "soon", "Retry-After-Ms", ""}, `{"retry_after_ms":"later"}`, 0},
+		{"of two headers the longer", []string{"Retry-After", "1", "Retry-After-Ms", "1700"}, ``, 1700 * ms},
+		{"of one header twice the longer", []string{"Retry-After", "1", "Retry-After", "4"}, ``, 4 * time.Second},
+		{"of header and body the longer", []string{"Retry-After", "1"}, `{"retry_after_ms":1200}`, 1200 * ms},
+		{"one that is wrong beside one that is not", []string{"Retry-After", "soon"}, `{"retry_after_s":3}`, 3 * time.Second},
+		{"in the body of no object", nil, `[{"retry_after_s":3}]`, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for _, status := range []int{202, 408, 429, 503, 400, 404} {
+				require.Equal(t, c.want, classify(said(status, c.body, c.headers...)).Hint, status)
+			}
+		})
+	}
+}
+
+func TestAHintComesWithEveryKindOfAnswer(t *testing.T) {
+	for body, kind := range map[string]Kind{
+		`{"type":"try_again"}`:                             Pending,
+		`{"status":"complete_metadata"}`:                   Metadata,
+		`{"status":"completed","result":1}`:                Completed,
+		`{"status":"failed","error":"x"}`:                  Failed,
+		`{"status":"failed","error":"unknown request id"}`: NotFound,
+		`half`: Malformed,
+	} {
+		got := classify(said(200, body, "Retry-After", "9"))
+		require.Equal(t, kind, got.Kind)
+		require.Equal(t, 9*time.Second, got.Hint, body)
+	}
+}

@@ -1,0 +1,183 @@
+package intake
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestLeasesAreExtendedInBurstsAndNothingIsDeliveredTwice(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		const items = 200
+		w.submitMany(items)
+		b := w.bridge(nil)
+		start := time.Now()
+		b.run(true)
+		time.Sleep(10*time.Minute + time.Second)
+
+		held := b.held()
+		require.Len(t, held, items)
+		for _, item := range held {
+			require.False(t, item.Redelivered)
+			require.True(t, item.Lease.Trusted())
+		}
+		info := w.info()
+		require.Equal(t, items, info.NumAckPending)
+		require.Zero(t, info.NumRedelivered)
+		require.Equal(t, items, b.keeper.Held())
+		require.Equal(t, 60*items, b.counted("bridge_lease_extensions_total"))
+
+		bursts := make(map[time.Duration]int)
+		for i, ack := range w.acks.since() {
+			require.True(t, strings.HasPrefix(ack, "+WPI "), ack)
+			bursts[w.acks.times[i].Sub(start).Round(time.Millisecond)]++
+		}
+		require.Len(t, bursts, 60)
+		for i := range 60 {
+			require.Equal(t, items, bursts[time.Duration(i+1)*10*time.Second], "all at once, every third of AckWait")
+		}
+	})
+}
+
+func TestTrustCountsFromWhenTheFetchWasSent(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		b := w.bridge(nil)
+		start := time.Now()
+		b.run(false)
+		time.Sleep(1900 * time.Millisecond)
+		w.submit("late")
+		lease := b.held()[0].Lease
+		time.Sleep(27*time.Second - time.Since(start) - 1)
+		require.True(t, lease.Trusted())
+		time.Sleep(1)
+		require.False(t, lease.Trusted(), "although the server keeps it until 31.9 s")
+		require.Equal(t, 1, w.info().NumAckPending)
+	})
+}
+
+func TestTrustCountsFromWhenTheExtensionWasSent(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.submit("a")
+		b := w.bridge(nil)
+		start := time.Now()
+		end := b.run(true)
+		time.Sleep(15 * time.Second)
+		lease := b.held()[0].Lease
+		end()
+		time.Sleep(37*time.Second - time.Since(start) - 1)
+		require.True(t, lease.Trusted(), "27 s from the burst at 10 s")
+		time.Sleep(1)
+		require.False(t, lease.Trusted())
+	})
+}
+
+func TestALeaseThatIsNotTrustedIsLetGo(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.submitMany(3)
+		b := w.bridge(nil)
+		end := b.run(false)
+		items := b.held()
+		require.Len(t, items, 3)
+		end()
+		time.Sleep(27 * time.Second) // of a process that was stopped
+
+		require.NoError(t, b.keeper.extend(t.Context()))
+		items[0].Lease.Nak()
+		items[1].Lease.Drop()
+		require.NoError(t, w.nc.Flush())
+		require.Empty(t, w.acks.since(), "neither extended nor handed back")
+		require.Equal(t, 1, b.keeper.Held())
+		require.Empty(t, w.fetch(10))
+		time.Sleep(3 * time.Second)
+		require.Len(t, w.fetch(10), 3, "they go to others when the server says so")
+	})
+}
+
+func TestABurstThatIsNotSeenByTheServerIsRepeatedAndEarnsNoTrust(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.submitMany(2)
+		b := w.bridge(nil)
+		b.run(true)
+		time.Sleep(5 * time.Second)
+		lease := b.held()[0].Lease
+		w.stop()
+		time.Sleep(10 * time.Second)
+		require.Equal(t, 6, b.counted("bridge_failed_lease_bursts_total"), "once a second since the tenth")
+		require.Contains(t, b.log.String(), "leases could not be extended")
+		require.True(t, lease.Trusted())
+		w.start()
+		time.Sleep(2 * time.Second)
+		require.Equal(t, 2, b.counted("bridge_lease_extensions_total"))
+		time.Sleep(5 * time.Minute)
+		require.True(t, lease.Trusted())
+		require.Zero(t, w.info().NumRedelivered)
+		require.Len(t, b.held(), 2)
+
+		w.stop()
+		time.Sleep(28 * time.Second)
+		require.False(t, lease.Trusted())
+		w.start()
+		time.Sleep(time.Minute)
+		held := b.held()
+		require.Len(t, held, 4, "what was let go comes again")
+		require.True(t, held[2].Redelivered)
+		require.True(t, held[2].Lease.Trusted())
+		require.False(t, lease.Trusted())
+	})
+}
+
+func TestALaterDeliveryVoidsTheEarlierLease(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.submit("a")
+		b := w.bridge(nil)
+		b.run(false)
+		time.Sleep(ackWait + time.Second)
+		items := b.held()
+		require.Len(t, items, 2)
+		first, second := items[0].Lease, items[1].Lease
+		require.Equal(t, items[0].Seq, items[1].Seq)
+		require.Equal(t, items[0].Submitted, items[1].Submitted, "a deadline stays where it was")
+		require.False(t, first.Trusted())
+		require.True(t, second.Trusted())
+
+		first.Ack()
+		first.Nak()
+		first.Drop()
+		require.NoError(t, b.keeper.extend(t.Context()))
+		require.Equal(t, []string{"+WPI 1"}, w.acks.since(), "the second's extension alone")
+		require.False(t, first.Trusted())
+		require.Equal(t, 1, b.keeper.Held())
+		second.Ack()
+		require.Equal(t, []string{"+ACK 1"}, w.acks.since())
+		require.Zero(t, w.work())
+		require.Zero(t, b.keeper.Held())
+	})
+}
+
+func TestANakHandsTheWorkItemOnAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.submitMany(100)
+		b := w.bridge(nil)
+		end := b.run(true)
+		items := b.held()
+		require.Len(t, items, 100)
+		end()
+		start := time.Now()
+		for _, item := range items {
+			item.Lease.Nak()
+		}
+		require.Zero(t, b.keeper.Held())
+		require.NoError(t, w.nc.Flush())
+		got := w.fetch(200)
+		require.Len(t, got, 100)
+		require.Less(t, time.Since(start), 10*time.Millisecond)
+		meta, err := got[0].Metadata()
+		require.NoError(t, err)
+		require.EqualValues(t, 2, meta.NumDelivered)
+		items[0].Lease.Nak()
+		require.NoError(t, w.nc.Flush())
+		require.Empty(t, w.fetch(200), "it is no longer this bridge's to hand on")
+	})
+}

@@ -1,0 +1,337 @@
+package intake
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats-server/v2/server/ats"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"futurebridge/internal/publish"
+)
+
+func TestMain(m *testing.M) {
+	// The server's process-wide clock goroutine must not be born inside a bubble, where it would never end.
+	ats.Register()
+	code := m.Run()
+	ats.Unregister()
+	if err := goleak.Find(); code == 0 && err != nil {
+		println(err.Error())
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// ackWait of the consumer in all tests: bursts every 10 s, and trust for 27 s.
+const ackWait = 30 * time.Second
+
+// world is a real server, in virtual time, whose streams and consumer stand. Its store outlives its restarts.
+type world struct {
+	t     *testing.T
+	dir   string
+	names publish.Names
+	nc    *nats.Conn // the bridge's
+	js    jetstream.JetStream
+	other *nats.Conn // somebody else's
+	acks  acks
+
+	mu     sync.Mutex
+	server *server.Server
+	wrap   func(net.Conn) net.Conn // around the connections of the bridge; nil: none
+	closes []func()
+}
+
+func bubble(t *testing.T, test func(t *testing.T, w *world)) {
+	t.Helper()
+	dir := t.TempDir()
+	names, err := publish.NewNames("tinker")
+	require.NoError(t, err)
+	// nats.go keeps timers in a sync.Pool; one of an earlier bubble is fatal in this one. Two collections empty it.
+	runtime.GC()
+	runtime.GC()
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t, dir: dir, names: names}
+		w.start()
+		defer func() {
+			for _, end := range w.closes {
+				end()
+			}
+			w.stop()
+		}()
+		w.nc, w.other = w.connect(true), w.connect(false)
+		w.js, err = jetstream.New(w.nc)
+		require.NoError(t, err)
+		w.ensure()
+		w.acks.watch(t, w.other)
+		test(t, w)
+	})
+}
+
+func (w *world) start() {
+	s, err := server.NewServer(&server.Options{DontListen: true, JetStream: true, StoreDir: w.dir, NoSigs: true, NoLog: true})
+	require.NoError(w.t, err)
+	s.Start()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.server = s
+}
+
+func (w *world) stop() {
+	w.mu.Lock()
+	s := w.server
+	w.server = nil
+	w.mu.Unlock()
+	if s != nil {
+		s.Shutdown()
+		s.WaitForShutdown()
+	}
+}
+
+// provider is how nats.go connects, and connects again.
+type provider func() (net.Conn, error)
+
+func (p provider) InProcessConn() (net.Conn, error) { return p() }
+
+func (w *world) connect(bridge bool) *nats.Conn {
+	dial := func() (net.Conn, error) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.server == nil {
+			return nil, errors.New("the server is down")
+		}
+		conn, err := w.server.InProcessConn()
+		if err == nil && bridge && w.wrap != nil {
+			conn = w.wrap(conn)
+		}
+		return conn, err
+	}
+	nc, err := nats.Connect("", nats.InProcessServer(provider(dial)), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1),
+		nats.ReconnectWait(100*time.Millisecond), nats.ReconnectJitter(0, 0),
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	require.NoError(w.t, err)
+	w.closes = append(w.closes, nc.Close)
+	return nc
+}
+
+// ensure makes what is missing of the streams and the consumer.
+func (w *world) ensure() {
+	wait := ackWait
+	_, err := publish.Ensure(w.t.Context(), w.js, w.names, publish.Options{AckWait: &wait})
+	require.NoError(w.t, err)
+}
+
+func (w *world) submit(data string, header ...string) {
+	w.t.Helper()
+	m := nats.NewMsg(w.names.Submit())
+	m.Data = []byte(data)
+	for i := 0; i < len(header); i += 2 {
+		m.Header.Set(header[i], header[i+1])
+	}
+	_, err := w.js.PublishMsg(w.t.Context(), m)
+	require.NoError(w.t, err)
+}
+
+func (w *world) submitMany(n int) {
+	w.t.Helper()
+	for i := range n {
+		w.submit(fmt.Sprint("id", i))
+	}
+}
+
+// work is the number of work items that nobody has settled.
+func (w *world) work() int {
+	w.t.Helper()
+	synctest.Wait()
+	stream, err := w.js.Stream(w.t.Context(), w.names.WorkStream())
+	require.NoError(w.t, err)
+	return int(stream.CachedInfo().State.Msgs)
+}
+
+func (w *world) consumer(ctx context.Context) (jetstream.Consumer, error) {
+	return w.js.Consumer(ctx, w.names.WorkStream(), w.names.Consumer())
+}
+
+func (w *world) info() *jetstream.ConsumerInfo {
+	w.t.Helper()
+	synctest.Wait()
+	c, err := w.consumer(w.t.Context())
+	require.NoError(w.t, err)
+	return c.CachedInfo()
+}
+
+// fetch is what another bridge's fetch brings by now.
+func (w *world) fetch(most int) []jetstream.Msg {
+	w.t.Helper()
+	synctest.Wait()
+	js, err := jetstream.New(w.other)
+	require.NoError(w.t, err)
+	c, err := js.Consumer(w.t.Context(), w.names.WorkStream(), w.names.Consumer())
+	require.NoError(w.t, err)
+	batch, err := c.FetchNoWait(most)
+	require.NoError(w.t, err)
+	var got []jetstream.Msg
+	for m := range batch.Messages() {
+		got = append(got, m)
+	}
+	require.NoError(w.t, batch.Error())
+	return got
+}
+
+// acks are the acknowledgements that are sent, as "+WPI 7" for work item 7.
+type acks struct {
+	sub   *nats.Subscription
+	mu    sync.Mutex
+	sent  []string
+	times []time.Time
+}
+
+func (a *acks) watch(t *testing.T, nc *nats.Conn) {
+	var err error
+	a.sub, err = nc.Subscribe("$JS.ACK.>", func(m *nats.Msg) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		tokens := strings.Split(m.Subject, ".") // $JS ACK stream consumer delivered seq …
+		a.sent = append(a.sent, string(m.Data)+" "+tokens[len(tokens)-4])
+		a.times = append(a.times, time.Now())
+	})
+	require.NoError(t, err)
+	require.NoError(t, nc.Flush())
+}
+
+// since forgets what it returns.
+func (a *acks) since() []string {
+	synctest.Wait()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	sent := a.sent
+	a.sent = nil
+	return sent
+}
+
+// bridge is a keeper and an intake, whose items go nowhere.
+type bridge struct {
+	w      *world
+	keeper *Keeper
+	intake *Intake
+	reg    *prometheus.Registry
+	log    *logged
+
+	mu    sync.Mutex
+	items []Item
+	times []time.Time
+}
+
+// bridge makes a bridge that does nothing yet.
+func (w *world) bridge(change func(*Config)) *bridge {
+	w.t.Helper()
+	b := &bridge{w: w, reg: prometheus.NewRegistry(), log: &logged{}}
+	metrics, log := NewMetrics(b.reg), slog.New(slog.NewTextHandler(b.log, nil))
+	var err error
+	b.keeper, err = NewKeeper(w.nc, ackWait, metrics, log)
+	require.NoError(w.t, err)
+	w.closes = append([]func(){func() { _ = b.keeper.Close() }}, w.closes...)
+	publisher := publish.New(publish.Config{Conn: w.nc, JetStream: w.js, Names: w.names, MaxInline: 1 << 10})
+	cfg := Config{
+		Keeper: b.keeper, Max: 1000, Consumer: w.consumer, CheckID: publish.CheckID,
+		Handle: b.handle, Reject: publisher.Reject, Paused: func() string { return "" }, Metrics: metrics, Log: log,
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	b.intake = New(cfg)
+	return b
+}
+
+func (b *bridge) handle(_ context.Context, items []Item) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.items = append(b.items, items...)
+	for range items {
+		b.times = append(b.times, time.Now())
+	}
+}
+
+// held are the items that have come so far, in this order.
+func (b *bridge) held() []Item {
+	synctest.Wait()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append([]Item(nil), b.items...)
+}
+
+func (b *bridge) ids() []string {
+	var ids []string
+	for _, item := range b.held() {
+		ids = append(ids, item.ID)
+	}
+	return ids
+}
+
+// run runs the intake, and the keeper if leases are to be extended, until end; all ends with the test.
+func (b *bridge) run(leases bool) (end func()) {
+	ctx, cut := context.WithCancel(context.Background())
+	stop, drain := context.WithCancel(ctx)
+	var intake, keeper sync.WaitGroup
+	intake.Go(func() { b.intake.Run(ctx, stop) })
+	if leases {
+		keeper.Go(func() { b.keeper.Run(ctx) })
+	}
+	var once sync.Once
+	end = func() {
+		once.Do(func() {
+			drain()
+			intake.Wait()
+			cut()
+			keeper.Wait()
+		})
+	}
+	b.w.closes = append([]func(){end}, b.w.closes...)
+	return end
+}
+
+// counted is the value of a counter.
+func (b *bridge) counted(name string) int {
+	families, err := b.reg.Gather()
+	require.NoError(b.w.t, err)
+	for _, family := range families {
+		if family.GetName() == name {
+			return int(family.GetMetric()[0].GetCounter().GetValue())
+		}
+	}
+	require.Fail(b.w.t, "no such counter", name)
+	return 0
+}
+
+// logged is a log that can be read while it is written.
+type logged struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}

@@ -1,0 +1,134 @@
+package poll
+
+import (
+	"encoding/json"
+	"time"
+
+	"futurebridge/internal/api"
+)
+
+// Request is one request at work: what its submission says, what is known of it, and the right to go on with it. The
+// engine makes it for a poll, and the Sink may change what it knows better.
+type Request struct {
+	ID     string
+	About  *About // nil: the submission says nothing but the id
+	State  State
+	LogSeq uint64 // last sequence of the request's log that this holder knows; the Sink's fence
+	Lease  Lease
+
+	looked   int64 // when the result was last looked for, on the engine's clock
+	reserved int64 // bytes announced by a metadata answer
+}
+
+// About is what a submission may say besides its id. It is never changed.
+type About struct {
+	Type        string
+	Traceparent string
+	Labels      json.RawMessage
+}
+
+// Says is what the submission says besides the id.
+func (r *Request) Says() About { return r.About.orNothing() }
+
+func (a *About) orNothing() About {
+	if a == nil {
+		return About{}
+	}
+	return *a
+}
+
+// row is a request that waits. There may be a hundred thousand of them, so it is packed: a third of what a Request
+// takes. Its times are in Unix nanoseconds, 0 for none.
+type row struct {
+	id         string
+	about      *About
+	lease      Lease
+	logSeq     uint64
+	queueState string // one of a few constants
+	reason     string
+	failure    *api.Failure
+
+	submitted, deadline, notFoundSince int64
+	looked, reserved                   int64
+	streakKey                          uint64
+
+	polls                              uint32
+	httpStatus                         uint16
+	pendings, faults, serverFailures   uint8
+	streak                             uint8
+	redelivered, full, fresh, brokeOff bool
+	inFlight                           bool      // a poller has it
+	more                               []Request // further submissions of the id
+}
+
+func (r *row) unpack() Request {
+	return Request{
+		ID: r.id, About: r.about, Lease: r.lease, LogSeq: r.logSeq, looked: r.looked, reserved: r.reserved,
+		State: State{
+			Submitted: instant(r.submitted), Deadline: instant(r.deadline), Redelivered: r.redelivered,
+			QueueState: r.queueState, Reason: r.reason, Polls: int(r.polls), Full: r.full, Fresh: r.fresh,
+			brokeOff: r.brokeOff, pendings: r.pendings, faults: r.faults, serverFailures: r.serverFailures,
+			streak: r.streak, streakKey: r.streakKey, httpStatus: r.httpStatus,
+			notFoundSince: instant(r.notFoundSince), failure: r.failure,
+		},
+	}
+}
+
+func (r *row) pack(q *Request) {
+	r.lease, r.logSeq, r.looked, r.reserved = q.Lease, q.LogSeq, q.looked, q.reserved
+	s := &q.State
+	r.deadline, r.notFoundSince = nanoseconds(s.Deadline), nanoseconds(s.notFoundSince)
+	r.redelivered, r.queueState, r.reason, r.polls = s.Redelivered, constant(s.QueueState), s.Reason, uint32(s.Polls)
+	r.full, r.fresh, r.brokeOff = s.Full, s.Fresh, s.brokeOff
+	r.pendings, r.faults, r.serverFailures = s.pendings, s.faults, s.serverFailures
+	r.streak, r.streakKey, r.httpStatus, r.failure = s.streak, s.streakKey, s.httpStatus, s.failure
+}
+
+// constant keeps a usual queue state from being held once for each request.
+func constant(queueState string) string {
+	for _, usual := range [...]string{"active", "paused_rate_limit", "paused_capacity", "unknown"} {
+		if queueState == usual {
+			return usual
+		}
+	}
+	return queueState
+}
+
+// absorb makes one request of several submissions of an id: the first deadline ends it, the longest log is right, and
+// any lease that is trusted will do.
+func (r *row) absorb() {
+	kept := r.more[:0]
+	for _, m := range r.more {
+		if d := nanoseconds(m.State.Deadline); d != 0 && (r.deadline == 0 || d < r.deadline) {
+			r.deadline = d
+		}
+		if m.LogSeq > r.logSeq {
+			r.logSeq, r.queueState, r.reason = m.LogSeq, m.State.QueueState, m.State.Reason
+		}
+		r.redelivered = r.redelivered || m.State.Redelivered
+		if r.lease.Trusted() {
+			kept = append(kept, m)
+			continue
+		}
+		r.lease.Drop()
+		r.lease = m.Lease
+	}
+	clear(r.more[len(kept):])
+	if r.more = kept; len(kept) == 0 {
+		r.more = nil
+	}
+}
+
+func instant(nanoseconds int64) time.Time {
+	if nanoseconds == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, nanoseconds)
+}
+
+func nanoseconds(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}

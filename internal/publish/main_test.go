@@ -1,0 +1,360 @@
+package publish
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats-server/v2/server/ats"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"futurebridge/internal/poll"
+)
+
+func TestMain(m *testing.M) {
+	// The server's process-wide clock goroutine must not be born inside a bubble, where it would never end.
+	ats.Register()
+	code := m.Run()
+	ats.Unregister()
+	if err := goleak.Find(); code == 0 && err != nil {
+		println(err.Error())
+		code = 1
+	}
+	os.Exit(code)
+}
+
+var tinker = must(NewNames("tinker"))
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// node is one real server, whose store outlives its restarts, and connections to it that wait for it.
+type node struct {
+	t    testing.TB
+	dir  string
+	opts server.Options
+
+	mu     sync.Mutex
+	srv    *server.Server
+	closes []func()
+	wrap   func(net.Conn) net.Conn // around each new connection; nil: none
+}
+
+// InProcessConn is how nats.go connects, and connects again.
+func (n *node) InProcessConn() (net.Conn, error) {
+	n.mu.Lock()
+	srv, wrap := n.srv, n.wrap
+	n.mu.Unlock()
+	if srv == nil {
+		return nil, fmt.Errorf("the server is down")
+	}
+	conn, err := srv.InProcessConn()
+	if err == nil && wrap != nil {
+		conn = wrap(conn)
+	}
+	return conn, err
+}
+
+func (n *node) start() {
+	opts := n.opts
+	opts.DontListen, opts.JetStream, opts.StoreDir, opts.NoSigs, opts.NoLog = true, true, n.dir, true, true
+	srv, err := server.NewServer(&opts)
+	require.NoError(n.t, err)
+	srv.Start()
+	n.mu.Lock()
+	n.srv = srv
+	n.mu.Unlock()
+}
+
+func (n *node) stop() {
+	n.mu.Lock()
+	srv := n.srv
+	n.srv = nil
+	n.mu.Unlock()
+	if srv != nil {
+		srv.Shutdown()
+		srv.WaitForShutdown()
+	}
+}
+
+func (n *node) connect() *nats.Conn {
+	n.t.Helper()
+	nc, err := nats.Connect("", nats.InProcessServer(n), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1),
+		nats.ReconnectWait(100*time.Millisecond), nats.ReconnectJitter(0, 0))
+	require.NoError(n.t, err)
+	n.closes = append(n.closes, nc.Close)
+	return nc
+}
+
+func (n *node) close() {
+	for _, c := range n.closes {
+		c()
+	}
+	n.stop()
+}
+
+// rig is a publisher on a real server.
+type rig struct {
+	*node
+	*Publisher
+	ctx context.Context
+	log *logged
+}
+
+type setup struct {
+	server    server.Options
+	maxInline int64 // default 512 KiB
+	without   bool  // no streams
+	streams   func(*jetstream.StreamConfig)
+}
+
+// bubble runs a test in virtual time, on a server of its own whose streams stand.
+func bubble(t *testing.T, o setup, test func(t *testing.T, g *rig)) {
+	t.Helper()
+	dir := t.TempDir()
+	// nats.go keeps timers in a sync.Pool; one of an earlier bubble is fatal in this one. Two collections empty it.
+	runtime.GC()
+	runtime.GC()
+	synctest.Test(t, func(t *testing.T) {
+		n := &node{t: t, dir: dir, opts: o.server}
+		defer n.close()
+		n.start()
+		g := n.rig(o)
+		g.ctx = t.Context()
+		if !o.without {
+			g.ensure(o.streams)
+		}
+		test(t, g)
+	})
+}
+
+// rig makes another publisher with a connection of its own: another bridge.
+func (n *node) rig(o setup) *rig {
+	if o.maxInline == 0 {
+		o.maxInline = 512 << 10
+	}
+	nc := n.connect()
+	js, err := jetstream.New(nc)
+	require.NoError(n.t, err)
+	g := &rig{node: n, log: &logged{}, ctx: context.Background()}
+	g.Publisher = New(Config{
+		Conn: nc, JetStream: js, Names: tinker, MaxInline: o.maxInline,
+		Metrics: NewMetrics(prometheus.NewRegistry()), Log: slog.New(slog.NewTextHandler(g.log, nil)),
+	})
+	return g
+}
+
+// ensure makes the streams, each with a change to its configuration. In a bubble the server compares the virtual times of
+// messages with the real time of its process-wide clock: a stream's age limit must cover the years between the two.
+func (g *rig) ensure(change func(*jetstream.StreamConfig)) {
+	g.t.Helper()
+	const century = 100 * 365 * 24 * time.Hour
+	for _, cfg := range tinker.Streams(Options{}) {
+		if cfg.MaxAge > 0 {
+			cfg.MaxAge = century
+		}
+		if change != nil {
+			change(&cfg)
+		}
+		_, err := g.js.CreateStream(g.ctx, cfg)
+		require.NoError(g.t, err)
+	}
+	bucket := tinker.Bucket(Options{})
+	bucket.TTL = century
+	_, err := g.js.CreateObjectStore(g.ctx, bucket)
+	require.NoError(g.t, err)
+	_, err = Ensure(g.ctx, g.js, tinker, Options{})
+	require.NoError(g.t, err)
+}
+
+// update changes a stream that stands, as an operator would.
+func (g *rig) update(name string, change func(*jetstream.StreamConfig)) {
+	g.t.Helper()
+	stream, err := g.js.Stream(g.ctx, name)
+	require.NoError(g.t, err)
+	cfg := stream.CachedInfo().Config
+	change(&cfg)
+	_, err = g.js.UpdateStream(g.ctx, cfg)
+	require.NoError(g.t, err)
+}
+
+func (g *rig) purge(stream, subject string) {
+	g.t.Helper()
+	s, err := g.js.Stream(g.ctx, stream)
+	require.NoError(g.t, err)
+	require.NoError(g.t, s.Purge(g.ctx, jetstream.WithPurgeSubject(subject)))
+}
+
+// record is a stored event.
+type record struct {
+	Event
+	seq    uint64
+	header nats.Header
+}
+
+// stored reads all that a stream has on a subject, from the leader and without trusting a message's own headers. What no
+// bridge wrote is an Event without a Kind.
+func (g *rig) stored(stream, subject string) []record {
+	g.t.Helper()
+	records := []record{}
+	for next := uint64(1); ; {
+		reply, err := g.nc.RequestWithContext(g.ctx, "$JS.API.STREAM.MSG.GET."+stream, fmt.Appendf(nil, `{"seq":%d,"next_by_subj":%q}`, next, subject))
+		require.NoError(g.t, err)
+		var answer struct {
+			Message struct {
+				Subject    string
+				Seq        uint64
+				Hdrs, Data []byte
+			}
+			Error *jetstream.APIError
+		}
+		require.NoError(g.t, json.Unmarshal(reply.Data, &answer))
+		if answer.Error != nil {
+			require.ErrorIs(g.t, answer.Error, jetstream.ErrMsgNotFound)
+			return records
+		}
+		m := answer.Message
+		var header nats.Header
+		if len(m.Hdrs) > 0 {
+			header, err = nats.DecodeHeadersMsg(m.Hdrs)
+			require.NoError(g.t, err)
+		}
+		e, err := tinker.Decode(m.Subject, header, m.Data)
+		if err == nil && e.Kind == KindState {
+			_, err = e.State()
+		}
+		if err != nil {
+			e = Event{Subject: m.Subject, Data: m.Data}
+		}
+		records = append(records, record{e, m.Seq, header})
+		next = m.Seq + 1
+	}
+}
+
+func (g *rig) logOf(id string) []record {
+	g.t.Helper()
+	return g.stored("TINKER_STATES", tinker.State(id))
+}
+
+func (g *rig) resultsOf(id string) []record {
+	g.t.Helper()
+	return g.stored("TINKER_RESULTS", tinker.Result(id))
+}
+
+// statuses are the queue states and terminal statuses of a log, in order.
+func statuses(records []record) []string {
+	out := []string{}
+	for _, r := range records {
+		if r.Kind == "" {
+			out = append(out, "foreign")
+			continue
+		}
+		out = append(out, r.Status)
+	}
+	return out
+}
+
+// ended asserts that a request has its one result and one closing record, the log's last, which names that result.
+func (g *rig) ended(id string) (result record, closing ClosingBody) {
+	g.t.Helper()
+	results, log := g.resultsOf(id), g.logOf(id)
+	require.Len(g.t, results, 1, "one result")
+	require.NotEmpty(g.t, log)
+	for i, r := range log {
+		require.Equal(g.t, i == len(log)-1, r.Kind == KindClosing, "one closing record, at the end: %v", statuses(log))
+	}
+	result = results[0]
+	closing, err := log[len(log)-1].Closing()
+	require.NoError(g.t, err)
+	require.Equal(g.t, result.seq, closing.Result.Seq)
+	require.Equal(g.t, "TINKER_RESULTS", closing.Result.Stream)
+	require.Equal(g.t, result.Bytes(), closing.Result.Bytes)
+	require.Equal(g.t, result.ContentType, closing.Result.ContentType)
+	require.Equal(g.t, result.Status, closing.Status)
+	require.Equal(g.t, result.Status, log[len(log)-1].Status)
+	require.Equal(g.t, result.Polls, closing.Polls)
+	return result, closing
+}
+
+// counts are the counters of a publisher that are not zero.
+func (g *rig) counts() map[string]float64 {
+	out := map[string]float64{}
+	add := func(name string, c prometheus.Counter) {
+		if v := valueOf(g.t, c); v != 0 {
+			out[name] = v
+		}
+	}
+	for kind, c := range g.metrics.events {
+		add("event "+kind, c)
+	}
+	for status, c := range g.metrics.results {
+		add("result "+string(status), c)
+	}
+	for outcome, c := range g.metrics.publishes {
+		add(outcome, c)
+	}
+	return out
+}
+
+// lease is a poll.Lease that may be lost.
+type lease struct {
+	poll.Lease
+	lost atomic.Bool
+}
+
+func (l *lease) Trusted() bool { return !l.lost.Load() }
+
+func request(id string) *poll.Request {
+	return &poll.Request{ID: id, Lease: &lease{}, State: poll.State{Submitted: time.Now()}}
+}
+
+func transition(state, previous string, polls int) poll.Transition {
+	return poll.Transition{QueueState: state, Previous: previous, Poll: polls, Time: time.Now()}
+}
+
+func completed(body string) poll.Result {
+	return poll.Result{Status: poll.Completed, Body: []byte(body), ContentType: "application/json", HTTPStatus: 200, Polls: 3, Time: time.Now()}
+}
+
+// in waits in the bubble's time until nothing else happens.
+func in(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+// logged is a log that a test may read while it is written.
+type logged struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
