@@ -80,6 +80,9 @@ func benchLoop(args []string) {
 			}
 			data, err := io.ReadAll(res.Body)
 			res.Body.Close()
+			if err != nil {
+				panic(err)
+			}
 			var answer struct {
 				Status string          `json:"status"`
 				Result json.RawMessage `json:"result"`

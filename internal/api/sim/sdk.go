@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -106,7 +107,7 @@ func (k *sdk) serve(w http.ResponseWriter, r *http.Request, answer func(*http.Re
 	}
 	if err != nil {
 		code, body = http.StatusBadRequest, object{"detail": err.Error()}
-		if refused, ok := err.(*refusal); ok {
+		if refused := new(refusal); errors.As(err, &refused) {
 			code = refused.code
 		}
 	}

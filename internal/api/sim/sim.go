@@ -27,7 +27,6 @@ type Sim struct {
 	mu            sync.Mutex
 	jobs          map[string]*job
 	minted        uint64
-	epoch         int           // jobs of an earlier one are forgotten
 	restarts      int           // by Restart, each of which forgot
 	downUntil     time.Duration // by Restart
 	interrupt     chan struct{} // closed by each Restart, so that held polls notice
