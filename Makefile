@@ -1,0 +1,39 @@
+.DEFAULT_GOAL := help
+GO ?= go
+
+.PHONY: help build test lint race fuzz bench demo conformance ci clean
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build bin/bridge
+	$(GO) build -o bin/bridge ./cmd/bridge
+
+test: ## run all tests
+	$(GO) test ./...
+
+lint: ## check format, vet, linters and the direction of imports
+	.ci/run format vet lint
+
+race: ## run all tests under the race detector
+	.ci/run race
+
+fuzz: ## run each fuzz target for FUZZTIME (20s)
+	.ci/run fuzz
+
+bench: ## benchmark the packages, then the whole path beside a hand-written loop
+	$(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v /cmd/)
+	$(GO) test -run '^$$' -bench . -timeout 30m ./cmd/...
+
+demo: ## see it work: NATS, upstream, bridges and watchers in one process
+	$(GO) run ./cmd/bridge demo
+
+conformance: ## check against programs of others: official SDK, hatchery-core, nats-py, nats CLI
+	conformance/run.sh
+
+ci: ## everything that a change has to pass
+	.ci/run
+
+clean: ## remove what builds and checks leave here
+	rm -rf bin dist .venv-conformance
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
