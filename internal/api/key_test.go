@@ -137,6 +137,7 @@ func TestEverySecretIsTakenOut(t *testing.T) {
 		"a further header's token":          {Config{Header: http.Header{"Authorization": {"Bearer abcdefgh"}}}, "abcdefgh", "[redacted]"},
 		"a header too short for a secret":   {Config{Header: http.Header{"X-A": {"prod"}}}, "prod", "prod"},
 		"a secret that is part of another":  {Config{Key: "abcdefgh", Header: http.Header{"X-A": {"abcdefgh-ijk"}}}, "abcdefgh-ijk abcdefgh", "[redacted] [redacted]"},
+		"a secret that begins another":      {Config{Key: "abcdefgh-ijk", Header: http.Header{"X-A": {"abcdefgh"}}}, "abcdefgh-ijk abcdefgh", "[redacted] [redacted]"},
 		"a value too large for all escapes": {Config{Key: "k-1", Header: http.Header{"X-A": {strings.Repeat("abcdefgh", 2000)}}}, strings.Repeat("abcdefgh", 2000) + ` k-1 k\\u002d1`, "[redacted] [redacted] [redacted]"},
 	} {
 		t.Run(name, func(t *testing.T) {

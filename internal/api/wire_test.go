@@ -121,6 +121,7 @@ func TestAnAnswerThatBreaksOffIsNoAnswerOfItsKind(t *testing.T) {
 		{"half, ended by its connection", head + "\r\n" + half, false, Outcome{Kind: Malformed, HTTPStatus: 200, BrokeOff: true}},
 		{"nothing, ended by its connection", head + "\r\n", false, Outcome{Kind: Malformed, HTTPStatus: 200, BrokeOff: true}},
 		{"whole and no JSON", head + "Content-Length: 20\r\n\r\n" + half, false, Outcome{Kind: Malformed, HTTPStatus: 200}},
+		{"whole chunks and no JSON", head + "Transfer-Encoding: chunked\r\n\r\n14\r\n" + half + "\r\n0\r\n\r\n", false, Outcome{Kind: Malformed, HTTPStatus: 200}},
 		{"half of a compressed one", head + "Content-Encoding: gzip\r\n\r\n" + packed[:len(packed)/2], false, Outcome{Kind: Unreachable, HTTPStatus: 200, BrokeOff: true}},
 		{"compressed in name only", head + "Content-Encoding: gzip\r\nContent-Length: 20\r\n\r\n" + half, false, Outcome{Kind: Unreachable, HTTPStatus: 200, BrokeOff: true}},
 		{"an error page that is cut", "HTTP/1.1 503 X\r\nContent-Length: 9\r\n\r\nab", false, Outcome{Kind: Unreachable, HTTPStatus: 503, BrokeOff: true}},

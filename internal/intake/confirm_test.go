@@ -140,6 +140,33 @@ func TestAnAckThatNobodyConfirmsIsGivenUpWhenTrustRunsOut(t *testing.T) {
 	})
 }
 
+func TestAnItemThatComesAgainBeforeItsAckIsConfirmedIsHeldOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.submit("a")
+		lost := &atomic.Int32{}
+		w.wrap = func(conn net.Conn) net.Conn { return &lossy{Conn: conn, lost: lost, write: []byte("+ACK")} }
+		require.NoError(t, w.nc.ForceReconnect())
+		time.Sleep(time.Second)
+		b := w.bridge(nil)
+		b.run(true)
+		time.Sleep(time.Second)
+		first := b.held()[0].Lease
+		lost.Store(1)
+		first.Ack()
+		require.NoError(t, w.other.Publish(first.subject(), []byte("-NAK")), "somebody gives it back")
+		require.NoError(t, w.other.Flush())
+		items := b.held()
+		require.Len(t, items, 2)
+		require.Equal(t, 1, b.keeper.Held())
+		require.Equal(t, []string{"-NAK 1"}, w.acks.since())
+		time.Sleep(2 * confirmEvery)
+		require.Empty(t, w.acks.since(), "the first is not repeated")
+		items[1].Lease.Ack()
+		require.Zero(t, w.work())
+		require.Zero(t, b.keeper.Held())
+	})
+}
+
 func TestASlotIsFreeOnlyWhenTheAckIsConfirmed(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.submitMany(2)

@@ -24,6 +24,8 @@ const (
 	maxRejecting = 64
 	maxHandling  = 4 // batches that are looked up while the next are fetched
 	fullWait     = 100 * time.Millisecond
+	// A consumer that was made anew while this bridge was disconnected gives no error: its next fetch simply works.
+	lookupEvery = time.Minute
 )
 
 // Item is one work item that is a request.
@@ -83,13 +85,15 @@ func (in *Intake) Trouble() string {
 func (in *Intake) Run(ctx, stop context.Context) {
 	defer in.busy.Wait()
 	var consumer jetstream.Consumer
+	var found time.Time
 	for failures := 0; stop.Err() == nil; {
-		if consumer == nil {
+		if consumer == nil || time.Since(found) > lookupEvery {
 			var err error
 			if consumer, err = in.cfg.Consumer(stop); err != nil {
 				in.failed(stop, err, &failures)
 				continue
 			}
+			found = time.Now()
 			in.cfg.Keeper.follow(consumer.CachedInfo().Created)
 		}
 		free := in.cfg.Max - in.cfg.Keeper.Held()

@@ -1,7 +1,10 @@
 package intake
 
 import (
+	"bytes"
+	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -154,6 +157,84 @@ func TestALaterDeliveryVoidsTheEarlierLease(t *testing.T) {
 		require.Zero(t, w.work())
 		require.Zero(t, b.keeper.Held())
 	})
+}
+
+func TestALeaseIsVoidAsSoonAsItsItemIsDeliveredAgain(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.submit("a")
+		b := w.bridge(nil)
+		b.run(false)
+		first := b.held()[0].Lease
+		require.True(t, first.Trusted())
+		require.NoError(t, w.other.Publish(first.subject(), []byte("-NAK")), "somebody gives it back")
+		require.NoError(t, w.other.Flush())
+		items := b.held()
+		require.Len(t, items, 2)
+		require.False(t, first.Trusted())
+		require.True(t, items[1].Lease.Trusted())
+	})
+}
+
+// slow is a connection whose confirmations of a flush take their time.
+type slow struct {
+	net.Conn
+	wait time.Duration
+}
+
+func (s *slow) Read(p []byte) (int, error) {
+	n, err := s.Conn.Read(p)
+	if bytes.Contains(p[:n], []byte("PONG")) {
+		time.Sleep(s.wait)
+	}
+	return n, err
+}
+
+func TestABurstDoesNotReviveALeaseThatIsLostMeanwhile(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.submitMany(2)
+		w.wrap = func(conn net.Conn) net.Conn { return &slow{conn, 4 * time.Second} }
+		require.NoError(t, w.nc.ForceReconnect())
+		time.Sleep(10 * time.Second)
+		b := w.bridge(nil)
+		end := b.run(false)
+		time.Sleep(time.Second)
+		items := b.held()
+		require.Len(t, items, 2)
+		end()
+		var burst sync.WaitGroup
+		burst.Go(func() { require.NoError(t, b.keeper.extend(t.Context())) })
+		time.Sleep(time.Second)
+		lost, kept := items[0].Lease, items[1].Lease
+		again := b.keeper.take(items[0].Seq, lost.subject(), time.Now().Add(-20*time.Second))
+		burst.Wait()
+		require.False(t, lost.Trusted())
+		require.True(t, kept.Trusted())
+		time.Sleep(10 * time.Second)
+		require.False(t, again.Trusted(), "its own fetch was sent before the burst, which was not about it")
+		require.True(t, kept.Trusted())
+	})
+}
+
+func TestAcknowledgementsGoWhereTheDeliverySays(t *testing.T) {
+	const (
+		plain  = "$JS.ACK.TINKER_WORK.bridge.1.7.7.1700000000000000000.0"
+		domain = "$JS.ACK.hub.ACCOUNT.TINKER_WORK.bridge.1.7.7.1700000000000000000.0"
+		random = domain + ".aBcD"
+		odd    = "reply"
+	)
+	for _, c := range []struct{ first, prefix string }{
+		{plain, "$JS.ACK.TINKER_WORK.bridge."},
+		{domain, "$JS.ACK.hub.ACCOUNT.TINKER_WORK.bridge."},
+		{random, "$JS.ACK.hub.ACCOUNT.TINKER_WORK.bridge."},
+		{odd, ""},
+	} {
+		k := &Keeper{live: make(map[uint64]*Lease)}
+		require.Equal(t, c.first, k.take(1, c.first, time.Now()).subject())
+		require.Equal(t, c.prefix, k.prefix)
+		for i, reply := range []string{plain, domain, random} {
+			require.Equal(t, reply, k.take(uint64(i), reply, time.Now()).subject(), "after "+c.first)
+		}
+	}
 }
 
 func TestANakHandsTheWorkItemOnAtOnce(t *testing.T) {

@@ -41,6 +41,7 @@ func TestASubmissionIsReadInEveryForm(t *testing.T) {
 		{"a header for an id", nats.Header{"Bridge-Request-Id": {"h"}}, "", Submission{ID: "h"}},
 		{"a header outranks a plain id", nats.Header{"Bridge-Request-Id": {"h"}}, "a", Submission{ID: "h"}},
 		{"a header outranks a JSON id", nats.Header{"Bridge-Request-Id": {"h"}}, `{"request_id":"a","request_type":"T"}`, Submission{ID: "h", Type: "T"}},
+		{"a header outranks half a surrogate pair", nats.Header{"Bridge-Request-Id": {"h"}}, `{"request_id":"\ud83d"}`, Submission{ID: "h"}},
 		{"a header beside a JSON object without an id", nats.Header{"Bridge-Request-Id": {"h"}}, `{"timeout_ms":1}`, Submission{ID: "h", Timeout: time.Millisecond}},
 		{
 			"headers for all, in other cases",
