@@ -1,9 +1,11 @@
 package poll
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"math"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -14,6 +16,7 @@ const (
 	tick = 10 * time.Millisecond // due polls go out together, at most this late
 	// lookEvery bounds how long a holder goes on polling a request that ended elsewhere.
 	lookEvery = 5 * time.Minute
+	maxEnding = 512 // requests past their deadline that are ended at a time, beside the polls
 )
 
 // Lease is the right to poll a request, and the duty to settle it.
@@ -66,6 +69,9 @@ type Engine struct {
 	draining chan struct{}
 	ended    chan struct{}
 
+	ending int   // requests past their deadline that pollers end, beside the polls that the gate counts
+	swept  int64 // when such were last looked for
+
 	held    atomic.Int64 // requests
 	bytes   atomic.Int64 // results in memory, and those announced
 	refused atomic.Bool  // the key is refused
@@ -78,15 +84,17 @@ type poller struct {
 }
 
 type job struct {
-	row    *row
-	due    int64
-	policy Policy
+	row     *row
+	due     int64
+	policy  Policy
+	overdue bool // its deadline has passed: it is to be ended, and the gate was not asked
 }
 
 // verdict is what a poller reports.
 type verdict struct {
 	poller  *poller
 	row     *row
+	overdue bool
 	polled  bool
 	outcome api.Outcome // without its result
 	took    time.Duration
@@ -185,11 +193,11 @@ func (e *Engine) Run(ctx context.Context) {
 				draining = nil
 				e.giveBack()
 			}
-			for e.gate.inFlight > 0 {
+			for e.gate.inFlight+e.ending > 0 {
 				e.settle(<-e.done, true)
 			}
 		}
-		if draining == nil && e.gate.inFlight == 0 {
+		if draining == nil && e.gate.inFlight+e.ending == 0 {
 			close(e.ended)
 			for _, p := range e.idle {
 				close(p.jobs)
@@ -209,27 +217,57 @@ func (e *Engine) dispatch(ctx context.Context, draining bool) int64 {
 			return max(due, now+int64(tick))
 		}
 		if e.bytes.Load() >= e.cfg.ResultMemory {
+			e.sweep(ctx, now)
 			return now + int64(tick) // results leave memory without a word to this goroutine
 		}
 		ok, next := e.gate.admit(e.start.Add(time.Duration(now)))
-		if !ok && next.IsZero() {
-			return -1
-		}
 		if !ok {
-			return max(int64(next.Sub(e.start)), now+int64(tick))
+			wake := e.sweep(ctx, now)
+			if !next.IsZero() {
+				wake = min(wake, max(int64(next.Sub(e.start)), now+int64(tick)))
+			}
+			return wake
 		}
-		first := e.heap.pop()
-		first.row.inFlight = true
-		policy := e.cfg.Policy
-		policy.BackoffMax = e.cadence.ceiling(first.row.about.orNothing().Type, policy.BackoffMax)
-		p := e.poller(ctx)
-		p.request = first.row.unpack()
-		p.jobs <- job{first.row, first.due, policy}
+		e.send(ctx, e.heap.pop(), false)
 	}
 	return -1
 }
 
-// poller takes the idle poller that was busy last, or starts one; admit has bounded their number.
+func (e *Engine) send(ctx context.Context, due entry, overdue bool) {
+	due.row.inFlight = true
+	policy := e.cfg.Policy
+	policy.BackoffMax = e.cadence.ceiling(due.row.about.orNothing().Type, policy.BackoffMax)
+	p := e.poller(ctx)
+	p.request = due.row.unpack()
+	p.jobs <- job{due.row, due.due, policy, overdue}
+}
+
+// sweep ends what passed its deadline while the gate lets nothing out: that takes no poll, so no limit on polls may delay
+// it. It looks at everything that waits, so it does so once a second only, and returns when it wants to again.
+func (e *Engine) sweep(ctx context.Context, now int64) (next int64) {
+	if next = e.swept + int64(time.Second); now < next {
+		return next
+	}
+	e.swept = now
+	at := time.Now().UnixNano()
+	waiting := e.heap[:0]
+	for _, w := range e.heap {
+		if d := w.row.deadline; d == 0 || d > at || e.ending >= maxEnding {
+			waiting = append(waiting, w)
+			continue
+		}
+		e.ending++
+		e.send(ctx, w, true)
+	}
+	if len(waiting) < len(e.heap) {
+		clear(e.heap[len(waiting):])
+		slices.SortFunc(waiting, func(a, b entry) int { return cmp.Compare(a.due, b.due) }) // what is sorted is a heap
+		e.heap = waiting
+	}
+	return now + int64(time.Second)
+}
+
+// poller takes the idle poller that was busy last, or starts one; admit and sweep have bounded their number.
 func (e *Engine) poller(ctx context.Context) *poller {
 	if n := len(e.idle); n > 0 {
 		p := e.idle[n-1]
@@ -240,7 +278,7 @@ func (e *Engine) poller(ctx context.Context) *poller {
 	go func() {
 		for j := range p.jobs {
 			v := e.attempt(ctx, &p.request, j)
-			v.row, v.poller = j.row, p
+			v.row, v.poller, v.overdue = j.row, p, j.overdue
 			e.done <- v
 		}
 	}()
@@ -258,7 +296,10 @@ func (e *Engine) add(requests []Request, draining bool) {
 		if held := e.index[r.ID]; held != nil { // one poll, however many submissions
 			held.more = append(held.more, *r)
 			if !held.inFlight {
-				held.absorb()
+				before := held.deadline
+				if held.absorb(); held.deadline != before { // an earlier one
+					e.heap.hasten(held, now+int64(held.within(r.State.Deadline.Sub(r.State.Submitted))))
+				}
 			}
 			continue
 		}
@@ -278,7 +319,11 @@ func (e *Engine) settle(v verdict, draining bool) {
 	r.inFlight = false
 	v.poller.request = Request{}
 	e.idle = append(e.idle, v.poller)
-	e.gate.observe(&v.outcome, v.polled, time.Now())
+	if v.overdue {
+		e.ending--
+	} else {
+		e.gate.observe(&v.outcome, v.polled, time.Now())
+	}
 	if e.gate.held != e.refused.Load() {
 		e.refused.Store(e.gate.held)
 		if e.gate.held {
@@ -304,7 +349,7 @@ func (e *Engine) settle(v verdict, draining bool) {
 	case draining:
 		e.remove(r, Lease.Nak)
 	default:
-		e.heap.push(entry{e.now() + int64(v.wait), r})
+		e.heap.push(entry{e.now() + int64(r.within(v.wait)), r})
 	}
 }
 

@@ -9,18 +9,31 @@ type entry struct {
 }
 
 func (h *dueHeap) push(e entry) {
-	s := append(*h, e)
-	i := len(s) - 1
+	*h = append(*h, e)
+	h.rise(len(*h)-1, e)
+}
+
+// rise puts e where it belongs, at i or above it.
+func (h dueHeap) rise(i int, e entry) {
 	for i > 0 {
 		parent := (i - 1) / 2
-		if s[parent].due <= e.due {
+		if h[parent].due <= e.due {
 			break
 		}
-		s[i] = s[parent]
+		h[i] = h[parent]
 		i = parent
 	}
-	s[i] = e
-	*h = s
+	h[i] = e
+}
+
+// hasten has a row that waits for longer be due at this time. It looks at every entry, so it is for what is rare.
+func (h dueHeap) hasten(r *row, due int64) {
+	for i := range h {
+		if h[i].row == r && h[i].due > due {
+			h.rise(i, entry{due, r})
+			return
+		}
+	}
 }
 
 // pop takes the earliest entry from a heap that is not empty.

@@ -119,6 +119,14 @@ func (r *row) absorb() {
 	}
 }
 
+// within is a wait that does not go beyond the deadline.
+func (r *row) within(wait time.Duration) time.Duration {
+	if r.deadline == 0 {
+		return wait
+	}
+	return max(0, min(wait, time.Duration(r.deadline-time.Now().UnixNano())))
+}
+
 func instant(nanoseconds int64) time.Time {
 	if nanoseconds == 0 {
 		return time.Time{}
