@@ -196,6 +196,9 @@ func (in *Intake) take(ctx, stop context.Context, items []Item, m jetstream.Msg,
 		in.reject(ctx, seq, err.Error(), m, lease)
 		return items
 	}
+	if meta.NumDelivered > 1 || time.Since(meta.Timestamp) > in.cfg.Keeper.ackWait/10 {
+		lease.announce()
+	}
 	return append(items, Item{
 		Submission: submission, Seq: seq, Submitted: meta.Timestamp, Redelivered: meta.NumDelivered > 1, Lease: lease,
 	})

@@ -172,6 +172,15 @@ func (l *Lease) Trusted() bool {
 	return age < int64(l.keeper.ackWait/10*9)
 }
 
+// announce has the server write down that an old work item was taken now. Of a delivery it keeps the time at which the
+// message was stored, and only of an extension the time at which it came: a server that restarted before the next burst
+// would find everything old that was just taken expired, and give it to a second bridge beside this one.
+func (l *Lease) announce() {
+	if l.Trusted() {
+		_ = l.keeper.nc.Publish(l.subject(), []byte("+WPI")) // lost: the next burst does it
+	}
+}
+
 // Ack settles the work item. It may only be called after the closing record is stored: the server takes an
 // acknowledgement from anybody, so an early one would delete the item under whoever holds it.
 func (l *Lease) Ack() { l.settle("+ACK") }
@@ -279,14 +288,17 @@ func (k *Keeper) extend(ctx context.Context) error {
 		return nil
 	}
 	progress := []byte("+WPI")
-	for _, l := range leases {
+	last := len(leases) - 1
+	for _, l := range leases[:last] {
 		if err := k.nc.Publish(l.subject(), progress); err != nil {
 			return err
 		}
 	}
-	flush, done := context.WithTimeout(ctx, flushTimeout)
+	// The consumer answers the last one, and has taken those before it. A flush would only show that they are at the
+	// server at the other end of the connection; while the consumer has no leader, that one drops them.
+	answer, done := context.WithTimeout(ctx, flushTimeout)
 	defer done()
-	if err := k.nc.FlushWithContext(flush); err != nil {
+	if _, err := k.nc.RequestWithContext(answer, leases[last].subject(), progress); err != nil {
 		return err
 	}
 	for _, l := range leases {

@@ -145,6 +145,8 @@ func TestALaterDeliveryVoidsTheEarlierLease(t *testing.T) {
 		require.False(t, first.Trusted())
 		require.True(t, second.Trusted())
 
+		require.Equal(t, []string{"+WPI 1"}, w.acks.since(), "of a second delivery the server is told that it was taken now")
+
 		first.Ack()
 		first.Nak()
 		first.Drop()
@@ -156,6 +158,20 @@ func TestALaterDeliveryVoidsTheEarlierLease(t *testing.T) {
 		require.Equal(t, []string{"+ACK 1"}, w.acks.since())
 		require.Zero(t, w.work())
 		require.Zero(t, b.keeper.Held())
+	})
+}
+
+func TestTheServerIsToldWhenAnOldItemWasTaken(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.submit("old")
+		time.Sleep(ackWait / 5)
+		b := w.bridge(nil)
+		b.run(false)
+		require.Len(t, b.held(), 1)
+		require.Equal(t, []string{"+WPI 1"}, w.acks.since())
+		w.submit("new")
+		require.Len(t, b.held(), 2)
+		require.Empty(t, w.acks.since(), "of a new one it knows")
 	})
 }
 
