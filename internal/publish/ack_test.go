@@ -168,6 +168,52 @@ func TestARefusedPublisherWaitsForAReplicaThatLags(t *testing.T) {
 	}
 }
 
+func TestAConflictWithoutANumberTakesWhatIsStored(t *testing.T) {
+	scripted(t, func(t *testing.T, g *rig) {
+		result := completed("1")
+		mine := g.resultMessage(request("a"), result, result.Body, nil)
+		g.answer("ingest.tinker.result.a", refusal(10071, "not what you expected"))
+		g.answer("$JS.API.DIRECT.GET.TINKER_RESULTS.tinker.result.a", directAnswer("tinker.result.a", 9, mine.Header, "1"))
+		closing := g.answer("ingest.tinker.state.a", `{"stream":"TINKER_STATES","seq":3}`)
+		require.NoError(t, g.Finish(g.ctx, request("a"), result))
+		require.Contains(t, string(closing()[0].Data), `"result":{"stream":"TINKER_RESULTS","seq":9,`)
+		require.Equal(t, 1.0, g.counts()["event result"])
+	})
+}
+
+func TestAnAckThatComesTooLateIsNotTakenForAnother(t *testing.T) {
+	scripted(t, func(t *testing.T, g *rig) {
+		nc := g.connect()
+		late := []*nats.Msg{}
+		_, err := nc.Subscribe("ingest.tinker.state.*", func(m *nats.Msg) {
+			if m.Subject == "ingest.tinker.state.slow" {
+				late = append(late, m)
+				return
+			}
+			for _, m := range late { // just before the ack that is waited for
+				_ = m.Respond([]byte(`{"stream":"TINKER_STATES","seq":1}`))
+			}
+			_ = m.Respond([]byte(`{"stream":"TINKER_STATES","seq":2}`))
+			for _, m := range late {
+				_ = m.Respond([]byte(`{"stream":"TINKER_STATES","seq":1}`))
+			}
+		})
+		require.NoError(t, err)
+		require.NoError(t, nc.Flush())
+		ctx, cancel := context.WithTimeout(g.ctx, 12*time.Second)
+		defer cancel()
+		_, err = g.Transition(ctx, request("slow"), transition("active", "", 1))
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		for i := range 2 * maxInFlight { // every waiter has its turn, the one that gave up among them
+			r, begin := request(fmt.Sprint(i)), time.Now()
+			_, err = g.Transition(g.ctx, r, transition("active", "", 1))
+			require.NoError(t, err)
+			require.Equal(t, uint64(2), r.LogSeq)
+			require.Zero(t, time.Since(begin), "nobody waits in vain")
+		}
+	})
+}
+
 func TestALogThatIsPurgedBetweenRefusalAndReadBeginsAnew(t *testing.T) {
 	scripted(t, func(t *testing.T, g *rig) {
 		asked := g.answer("ingest.tinker.state.a", refusal(10071, "wrong last sequence: 9"), `{"stream":"TINKER_STATES","seq":10}`)

@@ -45,6 +45,12 @@ func (g *rig) storedLarge(id string, body []byte) ClosingBody {
 	require.Equal(g.t, result.Large.Object, closing.Result.Object)
 	require.True(g.t, strings.HasPrefix(result.Large.Object, Token(id)+"."), result.Large.Object)
 	require.True(g.t, bytes.Equal(body, g.objects()[result.Large.Object]))
+	bucket, err := g.js.ObjectStore(g.ctx, "TINKER_LARGE")
+	require.NoError(g.t, err)
+	info, err := bucket.GetInfo(g.ctx, result.Large.Object)
+	require.NoError(g.t, err)
+	require.Equal(g.t, uint64(len(body)), info.Size)
+	require.Equal(g.t, (uint32(len(body))+info.Opts.ChunkSize-1)/info.Opts.ChunkSize, info.Chunks)
 	return closing
 }
 
@@ -142,14 +148,25 @@ func TestALargeResultThatSomebodyElseStoredIsNamedByTheClosingRecord(t *testing.
 }
 
 func TestALargeResultWhoseAckWasLostKeepsItsObject(t *testing.T) {
-	bubble(t, setup{}, func(t *testing.T, g *rig) {
-		cut := g.cut(`"stream":"TINKER_RESULTS"`)
-		other := g.node.rig(setup{maxInline: 10})
-		require.NoError(t, other.Finish(g.ctx, request("a"), completed("a large result")))
-		require.Equal(t, 1, cut.cuts)
-		g.storedLarge("a", []byte("a large result"))
-		require.Len(t, g.objects(), 1)
-	})
+	for name, text := range map[string]string{
+		"of the first chunk":  `"stream":"OBJ_TINKER_LARGE","seq":1`,
+		"of the second chunk": `"stream":"OBJ_TINKER_LARGE","seq":2`,
+		"of the object":       `"stream":"OBJ_TINKER_LARGE","seq":3`,
+		"of the result":       `"stream":"TINKER_RESULTS"`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, setup{}, func(t *testing.T, g *rig) {
+				cut := g.cut(text)
+				other := g.node.rig(setup{})
+				result := sized(maxChunk + 100)
+				require.NoError(t, other.Finish(g.ctx, request("a"), result))
+				require.Equal(t, 1, cut.cuts)
+				g.storedLarge("a", result.Body)
+				require.Len(t, g.objects(), 1)
+				require.Equal(t, 1.0, other.counts()["event result"])
+			})
+		})
+	}
 }
 
 func TestALargeResultWaitsForItsBucket(t *testing.T) {
@@ -177,7 +194,7 @@ func TestALargeResultWaitsForItsBucket(t *testing.T) {
 				go func() { done <- g.Finish(g.ctx, request("a"), result) }()
 				in(2 * time.Minute)
 				require.Empty(t, done)
-				require.Contains(t, g.Trouble(), "TINKER_LARGE cannot be stored")
+				require.Contains(t, g.Trouble(), "$O.TINKER_LARGE.C cannot be stored")
 				mend()
 				require.NoError(t, <-done)
 				g.storedLarge("a", result.Body)
@@ -186,7 +203,8 @@ func TestALargeResultWaitsForItsBucket(t *testing.T) {
 				require.NoError(t, err)
 				info, err := bucket.Info(g.ctx, jetstream.WithSubjectFilter("$O.TINKER_LARGE.C.>"))
 				require.NoError(t, err)
-				require.Len(t, info.State.Subjects, 1, "failed uploads leave no chunks behind")
+				require.Len(t, info.State.Subjects, 1)
+				require.Len(t, g.objects(), 1, "failed attempts leave nothing behind")
 			})
 		})
 	}
@@ -201,5 +219,23 @@ func TestAnObjectThatCannotBeDeletedIsLeftToItsAge(t *testing.T) {
 		g.discard(g.ctx, large)
 		require.Contains(t, g.log.String(), large.Object)
 		require.Empty(t, g.Trouble())
+	})
+}
+
+func TestChunksThatNobodyTookAtFirstAreStoredAsTheyAre(t *testing.T) {
+	bubble(t, setup{}, func(t *testing.T, g *rig) {
+		g.update("OBJ_TINKER_LARGE", func(c *jetstream.StreamConfig) { c.Subjects = []string{"$O.TINKER_LARGE.M.>"} })
+		var body []byte
+		for i := range 100_000 {
+			body = fmt.Appendf(body, "%d,", i)
+		}
+		result, done := completed(string(body)), make(chan error, 1)
+		go func() { done <- g.Finish(g.ctx, request("a"), result) }()
+		in(100 * time.Millisecond)
+		g.update("OBJ_TINKER_LARGE", func(c *jetstream.StreamConfig) {
+			c.Subjects = []string{"$O.TINKER_LARGE.M.>", "$O.TINKER_LARGE.C.>"}
+		})
+		require.NoError(t, <-done)
+		g.storedLarge("a", body)
 	})
 }

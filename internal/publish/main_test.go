@@ -99,7 +99,7 @@ func (n *node) stop() {
 func (n *node) connect() *nats.Conn {
 	n.t.Helper()
 	nc, err := nats.Connect("", nats.InProcessServer(n), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1),
-		nats.ReconnectWait(100*time.Millisecond), nats.ReconnectJitter(0, 0))
+		nats.ReconnectWait(100*time.Millisecond), nats.ReconnectJitter(0, 0), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	require.NoError(n.t, err)
 	n.closes = append(n.closes, nc.Close)
 	return nc

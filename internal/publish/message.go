@@ -2,8 +2,6 @@ package publish
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/base64"
 	"encoding/json"
 	"strconv"
 	"strings"
@@ -193,9 +191,8 @@ func (p *Publisher) rejection(seq uint64, reason string, m *nats.Msg, most int) 
 	}
 	data := m.Data
 	if len(data) > most {
-		sum := sha256.Sum256(data)
 		header[HeaderRejectedBytes] = []string{strconv.Itoa(len(data))}
-		header[HeaderRejectedDigest] = []string{"SHA-256=" + base64.URLEncoding.EncodeToString(sum[:])}
+		header[HeaderRejectedDigest] = []string{digest(data)}
 		data = data[:most]
 	}
 	header[HeaderRejectedReason] = []string{reason}

@@ -164,6 +164,8 @@ func TestWhatDoesNotFitIsHeldUntilItDoes(t *testing.T) {
 			bubble(t, c.o, func(t *testing.T, g *rig) {
 				done := make(chan error, 1)
 				go func() { done <- c.do(g) }()
+				in(10 * time.Millisecond)
+				require.Contains(t, g.Trouble(), c.trouble, "at once")
 				in(time.Minute)
 				require.Empty(t, done)
 				require.Contains(t, g.Trouble(), c.trouble)
@@ -280,5 +282,16 @@ func TestPublishesInFlightAreBounded(t *testing.T) {
 		}
 		in(time.Second)
 		require.Len(t, asked(), maxInFlightBytes/(512<<10))
+	})
+	scripted(t, func(t *testing.T, g *rig) {
+		g.answer("ingest.tinker.result.*", `{"stream":"TINKER_RESULTS","seq":1}`)
+		g.answer("ingest.tinker.state.*", `{"stream":"TINKER_STATES","seq":1}`)
+		result := sized(512 << 10)
+		for i := range 2 * maxInFlight {
+			if i > maxInFlightBytes/(512<<10)+1 {
+				result = completed("1")
+			}
+			require.NoError(t, g.Finish(g.ctx, request(fmt.Sprint(i)), result), "there is room again after each")
+		}
 	})
 }

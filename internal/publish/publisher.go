@@ -8,7 +8,6 @@
 package publish
 
 import (
-	"bytes"
 	"context"
 	"log/slog"
 	"sync/atomic"
@@ -16,7 +15,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/nats-io/nuid"
 	"golang.org/x/sync/semaphore"
 
 	"futurebridge/internal/poll"
@@ -30,8 +28,8 @@ const (
 	maxInFlight      = 512
 	maxInFlightBytes = 64 << 20
 	headerRoom       = 16 << 10 // for what a result's message has besides its body
-	maxChunk         = 128 << 10
-	foreignWait      = 30 * time.Second // between looks whether an operator has removed what is no result
+	// foreignWait is the time between looks whether an operator has removed what is no result.
+	foreignWait = 30 * time.Second
 )
 
 // Config is what a Publisher is made of. All but Metrics and Log are required.
@@ -260,44 +258,6 @@ func (p *Publisher) readEnd(last *jetstream.RawStreamMsg) (stored, bool) {
 		return stored{}, false
 	}
 	return p.storedFrom(e, last.Sequence, last.Time), true
-}
-
-// upload puts a body into the object store under a name of its own, for as long as it takes.
-func (p *Publisher) upload(ctx context.Context, id string, body []byte) (*LargeRef, error) {
-	var trying operation
-	defer trying.end(p)
-	for attempt := 0; ; attempt++ {
-		name := Token(id) + "." + nuid.Next()
-		bucket, err := p.js.ObjectStore(ctx, p.names.LargeBucket())
-		if err == nil {
-			var info *jetstream.ObjectInfo
-			info, err = bucket.Put(ctx, jetstream.ObjectMeta{
-				Name: name, Description: "result",
-				Opts: &jetstream.ObjectMetaOptions{ChunkSize: uint32(min(maxChunk, p.nc.MaxPayload()))},
-			}, bytes.NewReader(body))
-			if err == nil {
-				return &LargeRef{Object: name, Bytes: int64(len(body)), Digest: info.Digest}, nil
-			}
-		}
-		trying.failed(p, "unknown", p.names.LargeBucket(), err)
-		if err := pause(ctx, attempt); err != nil {
-			return nil, err
-		}
-	}
-}
-
-// discard deletes the object of a result that lost a race; what cannot be deleted goes by the bucket's age.
-func (p *Publisher) discard(ctx context.Context, large *LargeRef) {
-	if large == nil {
-		return
-	}
-	bucket, err := p.js.ObjectStore(ctx, p.names.LargeBucket())
-	if err == nil {
-		err = bucket.Delete(ctx, large.Object)
-	}
-	if err != nil {
-		p.log.Warn("an object that nothing refers to stays until the bucket's max age", "bucket", p.names.LargeBucket(), "object", large.Object, "error", err)
-	}
 }
 
 // Reject stores the event that says why submission seq is no request; once, however often it is called.

@@ -19,6 +19,9 @@ type replies struct {
 	listen  func() (inbox string, err error) // once
 }
 
+// lateAcks is how many acks of publishes that were given up a waiter has room for, so that its own finds a place.
+const lateAcks = 7
+
 // waiter is one publish under way at a time.
 type waiter struct {
 	number string
@@ -38,14 +41,14 @@ func newReplies(nc *nats.Conn, waiters int) *replies {
 		return inbox, sub.SetPendingLimits(-1, -1)
 	})
 	for i := range waiters {
-		w := &waiter{number: strconv.Itoa(i), got: make(chan *nats.Msg, 1)}
+		w := &waiter{number: strconv.Itoa(i), got: make(chan *nats.Msg, lateAcks+1)}
 		r.waiters = append(r.waiters, w)
 		r.free <- w
 	}
 	return r
 }
 
-// take gives an ack to the waiter in whose inbox it came; if that has one already, it is late or a repetition.
+// take gives an ack to the waiter in whose inbox it came. What finds no room is late or a repetition.
 func (r *replies) take(rest string, m *nats.Msg) {
 	number, _, _ := strings.Cut(rest, ".")
 	i, err := strconv.Atoi(number)

@@ -134,6 +134,21 @@ func TestATransitionOfAnEndedRequestEndsIt(t *testing.T) {
 	})
 }
 
+func TestAClosedLogEndsARequestWhoseResultHasAgedAway(t *testing.T) {
+	bubble(t, setup{}, func(t *testing.T, g *rig) {
+		require.NoError(t, g.whole("a"))
+		g.purge("TINKER_RESULTS", "tinker.result.a")
+		log := g.logOf("a")
+		ended, err := g.Transition(g.ctx, request("a"), transition("active", "", 1))
+		require.NoError(t, err)
+		require.True(t, ended)
+		is, err := g.Lookup(g.ctx, []*poll.Request{request("a")})
+		require.NoError(t, err)
+		require.Equal(t, []bool{true}, is)
+		require.Equal(t, log, g.logOf("a"))
+	})
+}
+
 func TestARefusedTransitionFindsTheResultAndClosesTheLog(t *testing.T) {
 	bubble(t, setup{}, func(t *testing.T, g *rig) {
 		theirs, mine := request("a"), request("a")
