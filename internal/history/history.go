@@ -1,15 +1,21 @@
 // Package history reads back everything that bridges stored and judges it against what was promised: every accepted
 // request has exactly one result and one closing record that agree, its queue states in order before that and nothing
-// after, with the upstream's bytes. The demo and the tests share it.
+// after, with the upstream's bytes; and, where the caller knows more of the run, that live subscribers saw nothing
+// else, that no request was polled by two bridges beyond a lease, that deadlines were kept and that no work is left.
+// The demo and the tests share it.
+//
+// A judgement that could not fail says nothing. So a run in which nothing was accepted, a history that was read only
+// in part, and a run that was to have faults and had none are violations too.
 package history
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"futurebridge/internal/publish"
@@ -17,190 +23,127 @@ import (
 
 // Record is one message of an event stream.
 type Record struct {
-	Stream  string
-	Seq     uint64
-	Subject string
+	Stream string
+	Seq    uint64
+	Time   time.Time // when the stream stored it
 	publish.Event
-	Err error // why it is no event of a bridge
+	Missing string // the headers that every event must have, and this one has not, or has wrong
+	Err     error  // why it is no event of a bridge
 }
 
-// Read reads a whole event stream. It fails if it got less than the stream holds.
+// Read reads a whole event stream. It fails if it got less than the stream holds, or if the stream changed meanwhile.
 func Read(ctx context.Context, js jetstream.JetStream, names publish.Names, stream string) ([]Record, error) {
+	var records []Record
+	err := Each(ctx, js, names, stream, func(r Record) { records = append(records, r) })
+	return records, err
+}
+
+const (
+	readBatch = 5000 // messages asked for at a time
+	readBytes = 16 << 20
+	readWait  = 10 * time.Second // between two messages of a stream that stands still
+)
+
+// Each is Read without a copy of everything in memory.
+func Each(ctx context.Context, js jetstream.JetStream, names publish.Names, stream string, each func(Record)) error {
 	s, err := js.Stream(ctx, stream)
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("stream %s: %w", stream, err)
 	}
-	info, err := s.Info(ctx)
+	holds := s.CachedInfo().State
+	if err := read(ctx, s, holds.Msgs, func(m jetstream.Msg, meta *jetstream.MsgMetadata) {
+		r := Record{Stream: stream, Seq: meta.Sequence.Stream, Time: meta.Timestamp}
+		r.Event, r.Err = names.Decode(m.Subject(), m.Headers(), m.Data())
+		if r.Err == nil {
+			r.Missing = missing(r.Event, m.Headers())
+		}
+		each(r)
+	}); err != nil {
+		return err
+	}
+	after, err := s.Info(ctx)
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("stream %s: %w", stream, err)
+	}
+	if now := after.State; now.Msgs != holds.Msgs || now.LastSeq != holds.LastSeq {
+		return fmt.Errorf("stream %s held %d messages before it was read and %d after: it is still written to", stream, holds.Msgs, now.Msgs)
+	}
+	return nil
+}
+
+func read(ctx context.Context, s jetstream.Stream, count uint64, each func(jetstream.Msg, *jetstream.MsgMetadata)) error {
+	if count == 0 {
+		return nil
 	}
 	consumer, err := s.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	records := make([]Record, 0, info.State.Msgs)
-	for uint64(len(records)) < info.State.Msgs {
-		batch, err := consumer.Fetch(int(min(1000, info.State.Msgs-uint64(len(records)))), jetstream.FetchMaxWait(5*time.Second))
+	messages, err := consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(readBatch, readBytes))
+	if err != nil {
+		return err
+	}
+	defer messages.Stop()
+	for got := range count {
+		m, err := messages.Next(jetstream.NextMaxWait(readWait))
+		if err == nil && ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return fmt.Errorf("stream %s holds %d messages, but only %d could be read: %w", s.CachedInfo().Config.Name, count, got, err)
+		}
+		meta, err := m.Metadata()
+		if err != nil {
+			return err
+		}
+		each(m, meta)
+	}
+	return nil
+}
+
+// missing checks the headers that Decode does not need.
+func missing(e publish.Event, header nats.Header) string {
+	var wrong []string
+	for name, want := range map[string]string{
+		nats.MsgIdHdr: e.MsgID, publish.HeaderContentType: e.ContentType, "ce-id": header.Get(nats.MsgIdHdr), "ce-time": "", "ce-source": "",
+		"ce-specversion": "1.0", "ce-type": "futurebridge." + string(e.Kind), "ce-subject": e.Subject,
+	} {
+		if have := header.Get(name); have == "" || want != "" && have != want {
+			wrong = append(wrong, name)
+		}
+	}
+	slices.Sort(wrong)
+	return strings.Join(wrong, ", ")
+}
+
+// Objects reads results that were too large for a message.
+func Objects(ctx context.Context, js jetstream.JetStream, names publish.Names) func(name string) ([]byte, error) {
+	return func(name string) ([]byte, error) {
+		bucket, err := js.ObjectStore(ctx, names.LargeBucket())
 		if err != nil {
 			return nil, err
 		}
-		before := len(records)
-		for m := range batch.Messages() {
-			meta, err := m.Metadata()
-			if err != nil {
-				return nil, err
-			}
-			r := Record{Stream: stream, Seq: meta.Sequence.Stream, Subject: m.Subject()}
-			r.Event, r.Err = names.Decode(m.Subject(), m.Headers(), m.Data())
-			records = append(records, r)
-		}
-		if len(records) == before {
-			return nil, fmt.Errorf("stream %s holds %d messages, but only %d could be read: %w", stream, info.State.Msgs, len(records), batch.Error())
-		}
-	}
-	return records, nil
-}
-
-// Upstream is what an upstream would have told a client that polled for ever.
-type Upstream interface {
-	// Expected is the terminal status of a request and, when that is completed, its bytes.
-	Expected(id string) (status string, body []byte)
-	// States are its queue states with their reasons, in order.
-	States(id string) [][2]string
-}
-
-// Report is the verdict. Each violation names the request and the rule.
-type Report struct {
-	Accepted, Terminal                         int
-	Lost, Duplicate, AfterTerminal, Disordered int
-	Violations                                 []string
-}
-
-// OK reports whether every promise was kept.
-func (r *Report) OK() bool { return len(r.Violations) == 0 }
-
-func (r *Report) violate(count *int, id, format string, args ...any) {
-	if count != nil {
-		*count++
-	}
-	r.Violations = append(r.Violations, fmt.Sprintf("request %q: ", id)+fmt.Sprintf(format, args...))
-}
-
-// request gathers what was stored of one id.
-type request struct {
-	log     []Record
-	results []Record
-}
-
-// Check judges the records of the states and results streams, in stream order. upstream may be nil: then bytes and
-// states are not compared.
-func Check(accepted []string, states, results []Record, upstream Upstream) Report {
-	report := Report{Accepted: len(accepted)}
-	if len(accepted) == 0 {
-		report.Violations = append(report.Violations, "no request was accepted: nothing has been shown")
-	}
-	requests := make(map[string]*request, len(accepted))
-	for _, id := range accepted {
-		requests[id] = &request{}
-	}
-	for _, r := range slices.Concat(states, results) {
-		q := requests[r.RequestID]
-		switch {
-		case r.Err != nil:
-			report.violate(&report.Disordered, r.RequestID, "message %d of %s is no event: %v", r.Seq, r.Stream, r.Err)
-		case q == nil:
-			report.violate(&report.Disordered, r.RequestID, "has an event on %s, but was never accepted", r.Subject)
-		case r.Kind == publish.KindResult:
-			q.results = append(q.results, r)
-		default:
-			q.log = append(q.log, r)
-		}
-	}
-	for _, id := range accepted {
-		report.checkResult(id, requests[id], upstream)
-		report.checkLog(id, requests[id], upstream)
-	}
-	return report
-}
-
-func (r *Report) checkResult(id string, q *request, upstream Upstream) {
-	switch len(q.results) {
-	case 0:
-		r.violate(&r.Lost, id, "has no result")
-		return
-	case 1:
-		r.Terminal++
-	default:
-		r.violate(&r.Duplicate, id, "has %d results", len(q.results))
-	}
-	if upstream == nil {
-		return
-	}
-	result := q.results[0]
-	status, body := upstream.Expected(id)
-	if result.Status != status {
-		r.violate(&r.Disordered, id, "ended as %s, but the upstream says %s", result.Status, status)
-	} else if status == publish.StatusCompleted && result.Large == nil && !bytes.Equal(result.Data, body) {
-		r.violate(&r.Disordered, id, "has other bytes than the upstream sent")
+		return bucket.GetBytes(ctx, name)
 	}
 }
 
-func (r *Report) checkLog(id string, q *request, upstream Upstream) {
-	closed := -1
-	var last [2]string
-	var scripted [][2]string
-	if upstream != nil {
-		scripted = upstream.States(id)
-	}
-	for i, record := range q.log {
-		if closed >= 0 {
-			r.violate(&r.AfterTerminal, id, "has %s after its closing record, at sequence %d of %s", record.Status, record.Seq, record.Stream)
-			continue
-		}
-		if record.Kind == publish.KindClosing {
-			closed = i
-			r.checkClosing(id, record, q.results)
-			continue
-		}
-		body, err := record.State()
-		if err != nil {
-			r.violate(&r.Disordered, id, "has a state whose body is no JSON: %v", err)
-			continue
-		}
-		now := [2]string{body.QueueState, string(body.Reason)}
-		if i > 0 && now == last {
-			r.violate(&r.Disordered, id, "has the state %s twice in a row, at sequence %d", now[0], record.Seq)
-		}
-		if string(body.Previous) != last[0] {
-			r.violate(&r.Disordered, id, "goes to %s from %q, but the log has %q before", now[0], body.Previous, last[0])
-		}
-		last = now
-		if upstream == nil {
-			continue
-		}
-		at := slices.Index(scripted, now)
-		if at < 0 {
-			r.violate(&r.Disordered, id, "has the state %v, which the upstream did not give at that point", now)
-			continue
-		}
-		scripted = scripted[at+1:]
-	}
-	if closed < 0 && len(q.results) > 0 {
-		r.violate(&r.Lost, id, "has a result, but no closing record")
-	}
+// Work is what is left of the work stream.
+type Work struct {
+	Messages   uint64 // submissions not settled
+	Pending    uint64 // of those, not delivered
+	AckPending int    // delivered, not acknowledged
 }
 
-func (r *Report) checkClosing(id string, record Record, results []Record) {
-	body, err := record.Closing()
-	switch {
-	case err != nil:
-		r.violate(&r.Disordered, id, "has a closing record whose body is no JSON: %v", err)
-	case len(results) == 0:
-		r.violate(&r.Disordered, id, "has a closing record without a result")
-	case body.Status != results[0].Status || record.Status != results[0].Status:
-		r.violate(&r.Disordered, id, "has a closing record that says %s, but the result says %s", body.Status, results[0].Status)
-	case body.Result.Seq != results[0].Seq || body.Result.Bytes != results[0].Bytes():
-		r.violate(&r.Disordered, id, "has a closing record that names result %d of %d bytes, but the result is %d of %d bytes",
-			body.Result.Seq, body.Result.Bytes, results[0].Seq, results[0].Bytes())
+// ReadWork asks for what is left of the work.
+func ReadWork(ctx context.Context, js jetstream.JetStream, names publish.Names) (Work, error) {
+	stream, err := js.Stream(ctx, names.WorkStream())
+	if err != nil {
+		return Work{}, err
 	}
+	consumer, err := stream.Consumer(ctx, names.Consumer())
+	if err != nil {
+		return Work{}, err
+	}
+	info := consumer.CachedInfo()
+	return Work{Messages: stream.CachedInfo().State.Msgs, Pending: info.NumPending, AckPending: info.NumAckPending}, nil
 }
