@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"fmt"
-	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
@@ -20,7 +18,7 @@ import (
 )
 
 func TestEveryRequestGetsItsStatesAndOneResult(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		w := newWorld(t, everyday())
 		w.bridge("bridge-1")
 		w.bridge("bridge-2")
@@ -47,13 +45,12 @@ func TestEveryRequestGetsItsStatesAndOneResult(t *testing.T) {
 }
 
 func TestASubmissionSaysHowItWantsToBePolled(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		w := newWorld(t, sim.Script{Profiles: []sim.Profile{{Name: "never", Steps: []sim.Step{{State: "active"}}}}})
 		w.bridge("bridge-1")
-		w.submitMsg(&nats.Msg{Subject: "tinker.submit.team-a", Data: []byte(`{"request_id":"req-1","timeout_ms":20000,"request_type":"Sample","labels":{"run":"7"}}`),
-			Header: nats.Header{"traceparent": {"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}}})
 		begin := time.Now()
-		w.accepted = append(w.accepted, "req-1")
+		w.accept("req-1", 20*time.Second, &nats.Msg{Subject: "tinker.submit.team-a", Data: []byte(`{"request_id":"req-1","timeout_ms":20000,"request_type":"Sample","labels":{"run":"7"}}`),
+			Header: nats.Header{"traceparent": {"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}}})
 		w.settled(time.Minute)
 		require.InDelta(t, 20, time.Since(begin).Seconds(), 2)
 		states, results := w.history()
@@ -72,12 +69,13 @@ func TestASubmissionSaysHowItWantsToBePolled(t *testing.T) {
 }
 
 func TestWhatIsNoRequestIsRejectedAndHarmsNoOther(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		w := newWorld(t, sim.Script{})
 		w.bridge("bridge-1")
 		bad := map[uint64]string{}
 		for _, body := range []string{"", "  ", "{", `{"request_id":5}`, `{"id":"x"}`, "\xff\xfe", "a\nb", `{"request_id":"x","timeout_ms":-1}`, `{"request_id":"x","labels":[]}`} {
-			bad[w.submitMsg(&nats.Msg{Subject: "tinker.submit", Data: []byte(body)})] = body
+			seq, _ := w.submitMsg(&nats.Msg{Subject: "tinker.submit", Data: []byte(body)})
+			bad[seq] = body
 		}
 		w.submit("good")
 		w.settled(time.Minute)
@@ -96,14 +94,13 @@ func TestWhatIsNoRequestIsRejectedAndHarmsNoOther(t *testing.T) {
 }
 
 func TestAFinishedIDIsNotPolledAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		w := newWorld(t, sim.Script{Style: sim.Style{Retention: "once"}})
 		w.bridge("bridge-1")
 		w.submit("req-1")
 		w.settled(time.Minute)
 		polls := w.sim.Stats().Polls
 		w.submit("req-1")
-		w.accepted = w.accepted[:1]
 		w.settled(time.Minute)
 		require.Equal(t, polls, w.sim.Stats().Polls)
 		w.check()
@@ -112,7 +109,7 @@ func TestAFinishedIDIsNotPolledAgain(t *testing.T) {
 }
 
 func TestTheSameIDsAtTwoBridgesOfAOneShotUpstreamLoseNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		script := sim.Script{Style: sim.Style{Retention: "once"}, Profiles: []sim.Profile{{Name: "job", Steps: []sim.Step{
 			{State: "active", For: 5 * time.Second, Spread: 5 * time.Second}, {Answer: "completed"},
 		}}}}
@@ -122,7 +119,6 @@ func TestTheSameIDsAtTwoBridgesOfAOneShotUpstreamLoseNothing(t *testing.T) {
 		all := ids("req", 200)
 		w.submit(all...)
 		w.submit(all...)
-		w.accepted = all
 		w.settled(5 * time.Minute)
 		w.check()
 		w.close()
@@ -130,7 +126,7 @@ func TestTheSameIDsAtTwoBridgesOfAOneShotUpstreamLoseNothing(t *testing.T) {
 }
 
 func TestADrainHandsOverAndLosesNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		script := sim.Script{Style: sim.Style{Retention: "once", Hold: 20 * time.Second}, Profiles: []sim.Profile{{Name: "job", Steps: []sim.Step{
 			{State: "active", For: 30 * time.Second, Spread: 30 * time.Second}, {Answer: "completed"},
 		}}}}
@@ -153,7 +149,7 @@ func TestADrainHandsOverAndLosesNothing(t *testing.T) {
 }
 
 func TestDeletedStreamsAndConsumersAreMadeAnew(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		w := newWorld(t, everyday())
 		b := w.bridge("bridge-1")
 		time.Sleep(3 * time.Second)
@@ -171,7 +167,7 @@ func TestDeletedStreamsAndConsumersAreMadeAnew(t *testing.T) {
 }
 
 func TestAFullStreamHoldsResultsAndWork(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		script := sim.Script{Style: sim.Style{Retention: "once"}, Profiles: []sim.Profile{{Name: "job", Steps: []sim.Step{
 			{State: "active", For: time.Second}, {Answer: "completed", ResultBytes: 5000},
 		}}}}
@@ -200,7 +196,7 @@ func TestAFullStreamHoldsResultsAndWork(t *testing.T) {
 }
 
 func TestLargeResultsGoToTheObjectStore(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		script := sim.Script{Style: sim.Style{MetadataThreshold: 100_000}, Profiles: []sim.Profile{{Name: "job", Steps: []sim.Step{
 			{State: "active", For: time.Second}, {Answer: "completed", ResultBytes: 3 << 20},
 		}}}}
@@ -224,56 +220,8 @@ func TestLargeResultsGoToTheObjectStore(t *testing.T) {
 	})
 }
 
-// TestAnHourOfMisfortune is scripted life with random faults: bridges die, drain and come back, the server restarts,
-// the upstream has an outage. The seed is printed; every promise is checked at the end.
-func TestAnHourOfMisfortune(t *testing.T) {
-	seeds := []uint64{1, 2, 3, rand.Uint64()}
-	for _, seed := range seeds {
-		synctest.Test(t, func(t *testing.T) { misfortune(t, seed) })
-	}
-}
-
-func misfortune(t *testing.T, seed uint64) {
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
-	script := everyday()
-	script.Outages = []sim.Outage{{After: 10 * time.Minute, For: 3 * time.Minute, With: &sim.Step{Answer: "status", Status: 503}}}
-	script.Noise = []sim.Noise{
-		{Rate: 0.02, With: &sim.Step{Wire: "reset"}}, {Rate: 0.02, With: &sim.Step{Answer: "status", Status: 502}},
-		{Rate: 0.01, With: &sim.Step{Wire: "truncated"}}, {Rate: 0.01, With: &sim.Step{Answer: "status", Status: 429, RetryAfterMS: 3000}},
-	}
-	w := newWorld(t, script)
-	bridges := []*running{w.bridge("bridge-a", "--ack-wait=30s"), w.bridge("bridge-b", "--ack-wait=30s")}
-	faults := 0
-	for minute := range 60 {
-		if minute < 50 {
-			w.submit(ids(string(rune('A'+minute))+"req", 10)...)
-		}
-		time.Sleep(time.Duration(random.IntN(60)) * time.Second)
-		n := random.IntN(2)
-		switch random.IntN(8) {
-		case 0:
-			bridges[n].kill()
-			time.Sleep(time.Duration(random.IntN(10)) * time.Second)
-			bridges[n] = w.bridge(fmt.Sprint("bridge-", minute), "--ack-wait=30s")
-			faults++
-		case 1:
-			bridges[n].stop()
-			bridges[n] = w.bridge(fmt.Sprint("bridge-", minute), "--ack-wait=30s")
-			faults++
-		case 2:
-			w.restartServer(time.Duration(random.IntN(20_000)) * time.Millisecond)
-			faults++
-		}
-	}
-	require.NotZero(t, faults)
-	w.settled(30 * time.Minute)
-	w.check()
-	w.close()
-}
-
 func TestABridgeThatFindsNoServerWaitsForIt(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		w := newWorld(t, sim.Script{})
 		w.server.Load().Shutdown()
 		cfg, err := parseServe(t, up)
