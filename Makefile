@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 GO ?= go
 
-.PHONY: help build test lint race fuzz bench demo conformance ci clean
+.PHONY: help build test lint race fuzz bench demo chaos conformance ci clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ bench: ## benchmark the packages, then the whole path beside a hand-written loop
 
 demo: ## see it work: NATS, upstream, bridges and watchers in one process
 	$(GO) run ./cmd/bridge demo
+
+chaos: ## kill, stop and cut off real processes, and print what became of the promises
+	cd internal/chaos && $(GO) test -run '^TestChaos$$' -count=1 -timeout 30m -chaos.full $(CHAOS)
 
 conformance: ## check against programs of others: official SDK, hatchery-core, nats-py, nats CLI
 	conformance/run.sh

@@ -158,7 +158,7 @@ func TestAnItemThatComesAgainBeforeItsAckIsConfirmedIsHeldOnce(t *testing.T) {
 		items := b.held()
 		require.Len(t, items, 2)
 		require.Equal(t, 1, b.keeper.Held())
-		time.Sleep(time.Millisecond) // nobody has waited for the announcement
+		time.Sleep(time.Second)
 		require.Equal(t, []string{"-NAK 1", "+WPI 1"}, w.acks.since(), "the second delivery is announced")
 		time.Sleep(2 * confirmEvery)
 		require.Empty(t, w.acks.since(), "the first is not repeated")

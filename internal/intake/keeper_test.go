@@ -145,6 +145,7 @@ func TestALaterDeliveryVoidsTheEarlierLease(t *testing.T) {
 		require.False(t, first.Trusted())
 		require.True(t, second.Trusted())
 
+		time.Sleep(time.Second)
 		require.Equal(t, []string{"+WPI 1"}, w.acks.since(), "of a second delivery the server is told that it was taken now")
 
 		first.Ack()
@@ -168,9 +169,11 @@ func TestTheServerIsToldWhenAnOldItemWasTaken(t *testing.T) {
 		b := w.bridge(nil)
 		b.run(false)
 		require.Len(t, b.held(), 1)
+		time.Sleep(time.Second)
 		require.Equal(t, []string{"+WPI 1"}, w.acks.since())
 		w.submit("new")
 		require.Len(t, b.held(), 2)
+		time.Sleep(time.Second)
 		require.Empty(t, w.acks.since(), "of a new one it knows")
 	})
 }
