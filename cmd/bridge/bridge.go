@@ -45,12 +45,16 @@ func newBridge(cfg *serveConfig, nc *nats.Conn, js jetstream.JetStream, consumer
 		Adaptive: cfg.Cadence == "adaptive", Metrics: poll.NewMetrics(reg), Log: log,
 	})
 	metrics := intake.NewMetrics(reg)
+	most := cfg.MaxRequests
+	if consumer.MaxAckPending > 0 { // else the consumer that stands has no limit
+		most = min(most, consumer.MaxAckPending)
+	}
 	var err error
 	if b.keeper, err = intake.NewKeeper(nc, consumer.AckWait, metrics, log); err != nil {
 		return nil, fmt.Errorf("subscribe to confirmations: %w", err)
 	}
 	b.intake = intake.New(intake.Config{
-		Keeper: b.keeper, Max: min(cfg.MaxRequests, consumer.MaxAckPending),
+		Keeper: b.keeper, Max: most,
 		Consumer: b.consumer, CheckID: publish.CheckID,
 		Handle: b.handle, Reject: b.publisher.Reject, Paused: b.publisher.Trouble,
 		Metrics: metrics, Log: log,

@@ -93,6 +93,23 @@ func TestWhatIsNoRequestIsRejectedAndHarmsNoOther(t *testing.T) {
 	})
 }
 
+func TestAConsumerWithoutALimitIsFetchedFrom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, sim.Script{})
+		_, err := publish.Ensure(t.Context(), w.js, w.names, publish.Options{})
+		require.NoError(t, err)
+		config := w.names.ConsumerConfig(publish.Options{})
+		config.MaxAckPending = -1
+		_, err = w.js.UpdateConsumer(t.Context(), w.names.WorkStream(), config)
+		require.NoError(t, err)
+		w.bridge("bridge-1")
+		w.submit(ids("req", 20)...)
+		w.settled(time.Minute)
+		w.check()
+		w.close()
+	})
+}
+
 func TestAFinishedIDIsNotPolledAgain(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, sim.Script{Style: sim.Style{Retention: "once"}})

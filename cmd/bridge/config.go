@@ -35,12 +35,12 @@ type serveConfig struct {
 	UpstreamHeader   headers `name:"upstream-header" group:"upstream" placeholder:"NAME=VALUE" help:"A further header of every poll; may be given several times."`
 	InsecureUpstream bool    `name:"insecure-upstream" group:"upstream" help:"Allow plain http to an upstream on another machine: the API key then travels in the clear."`
 	APIKeyFile       string  `name:"api-key-file" group:"upstream" placeholder:"FILE" help:"File that holds the API key, in one line. Or put the key into BRIDGE_API_KEY or TINKER_API_KEY; it is never a flag's value."`
-	APIKeyHeader     string  `name:"api-key-header" group:"upstream" default:"X-API-Key" help:"Header that carries the API key. With Authorization the key is sent as it is: include its scheme."`
+	APIKeyHeader     string  `name:"api-key-header" group:"upstream" default:"X-API-Key" help:"Header that carries the API key. With Authorization a key without a space is sent as a Bearer token."`
 
 	Replicas        int           `name:"replicas" group:"streams" default:"1" help:"Copies of each stream: 1 on one server, 3 in a cluster."`
 	StatesMaxAge    time.Duration `name:"states-max-age" group:"streams" default:"168h" help:"How long logs are kept; 0 is for ever. Longer than any request's timeout."`
 	ResultsMaxAge   time.Duration `name:"results-max-age" group:"streams" default:"168h" help:"How long results are kept; 0 is for ever."`
-	ResultsMaxBytes byteSize      `name:"results-max-bytes" group:"streams" default:"0" help:"How much room results may take, the oldest go first; 0 is no limit."`
+	ResultsMaxBytes byteSize      `name:"results-max-bytes" group:"streams" default:"0" help:"How much room results may take; when it is full the bridge holds results and takes no work. 0 is no limit."`
 	CompressResults bool          `name:"compress-results" group:"streams" help:"Store results compressed (S2), for some of the server's CPU."`
 	AckWait         time.Duration `name:"ack-wait" group:"streams" default:"2m" help:"How long another bridge waits before it takes over the requests of one that went silent."`
 	MaxAckPending   int           `name:"max-ack-pending" group:"streams" default:"200000" help:"Requests held by all bridges together."`
@@ -51,12 +51,12 @@ type serveConfig struct {
 	DrainTimeout  time.Duration `name:"drain-timeout" group:"requests" default:"30s" help:"How long polls in flight may take to end when the bridge stops."`
 
 	MaxPolls           int           `name:"max-polls" group:"polling" default:"1024" help:"Polls in flight."`
-	PollsPerSecond     float64       `name:"polls-per-second" group:"polling" default:"0" help:"Polls a second; 0 is no fixed limit, the bridge finds what the upstream bears."`
+	PollsPerSecond     float64       `name:"polls-per-second" group:"polling" default:"0" help:"Polls a second; 0 is no fixed limit."`
 	PollTimeout        time.Duration `name:"poll-timeout" group:"polling" default:"65s" help:"How long one poll may take. Longer than the upstream holds a poll."`
 	BackoffInitial     time.Duration `name:"backoff-initial" group:"polling" default:"500ms" help:"First wait between two polls of a request; it doubles."`
 	BackoffMax         time.Duration `name:"backoff-max" group:"polling" default:"30s" help:"Longest wait between two polls of a request."`
 	PausedWait         time.Duration `name:"paused-wait" group:"polling" default:"1s" help:"Wait when the upstream has paused a request and says no time."`
-	ServerFailurePolls int           `name:"server-failure-polls" group:"polling" default:"3" help:"Further polls after a failure that is the upstream's own."`
+	ServerFailurePolls int           `name:"server-failure-polls" group:"polling" default:"3" help:"Further polls after a failure that is the upstream's own; -1 is until the deadline."`
 	Cadence            string        `name:"cadence" group:"polling" default:"adaptive" enum:"adaptive,fixed" help:"adaptive: the longest wait follows the durations seen for a request type. fixed: it is --backoff-max."`
 
 	MaxResult       byteSize `name:"max-result" group:"results" default:"64MiB" help:"Largest result, decompressed."`
@@ -117,7 +117,7 @@ func (c *serveConfig) validate() error {
 		{"max-ack-pending", c.MaxAckPending, 1},
 		{"max-requests", c.MaxRequests, 1},
 		{"max-polls", c.MaxPolls, 1},
-		{"server-failure-polls", c.ServerFailurePolls, 0},
+		{"server-failure-polls", c.ServerFailurePolls, -1},
 		{"max-result", int(c.MaxResult), 1},
 		{"max-inline-result", int(c.MaxInlineResult), 1},
 		{"result-memory", int(c.ResultMemory), 1},

@@ -146,7 +146,7 @@ func TestEachBrokenPromiseIsNamed(t *testing.T) {
 				k.run.Polls = append(k.run.Polls, poll(id, "bridge-1", at, float64(6+2*s)), poll(id, "bridge-2", at, float64(7+2*s)))
 			}
 		}},
-		{"a poll after the end", Over, id, func(k *kept) { k.run.Polls = append(k.run.Polls, poll(id, "bridge-2", at, 50)) }},
+		{"a poll after the end", Over, id, func(k *kept) { k.run.Polls = append(k.run.Polls, poll(id, "bridge-2", at, 400)) }},
 		{"a live event that is not stored", Stored, id, func(k *kept) {
 			s := sighting("watcher", *result(k))
 			s.Seq = 900
@@ -216,7 +216,7 @@ func TestWhatLooksOddAndIsAllowedPasses(t *testing.T) {
 				k.run.Polls = append(k.run.Polls, poll(id, "bridge-1", at, float64(6+2*s)), poll(id, "bridge-2", at, float64(7+2*s)))
 			}
 		},
-		"a stalled poller for less than a lease": func(k *kept) { k.run.Polls = append(k.run.Polls, poll(id, "bridge-2", at, 30)) },
+		"a holder that has not looked yet": func(k *kept) { k.run.Polls = append(k.run.Polls, poll(id, "bridge-2", at, 300)) },
 		"a time-out at its deadline": func(k *kept) {
 			k.results[1].Status, k.results[1].Time = "timed_out", at.Add(time.Minute+time.Millisecond)
 			k.states[5].Status = "timed_out"

@@ -30,16 +30,13 @@ func (j *Judge) judgePolls() {
 	}
 }
 
-// judgeOver judges that an ended request is left alone. A stalled holder may go on until its lease is over; of several
-// submissions each may have a holder, which learns of the end at its next look.
+// judgeOver judges that an ended request is left alone. The end may come from a holder that was cut off with the result in
+// its hands, or from that of another submission: whoever holds the request then learns of it at its next look.
 func (j *Judge) judgeOver(id string, q *request, polls []Poll) {
 	if !q.closed || len(polls) == 0 {
 		return
 	}
-	grace := j.run.Lease + j.run.ClockSkew
-	if q.copies() > 1 {
-		grace = max(grace, lookEvery+j.gap())
-	}
+	grace := max(j.run.Lease, lookEvery+j.gap()) + j.run.ClockSkew
 	if last := polls[len(polls)-1]; last.Start.After(q.closedAt.Add(grace)) {
 		j.report.violate(&j.report.AfterTerminal, Over, id, "%s polled it %s after its closing record", last.Caller, last.Start.Sub(q.closedAt))
 	}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -153,6 +154,7 @@ func TestAnItemThatComesAgainBeforeItsAckIsConfirmedIsHeldOnce(t *testing.T) {
 		first := b.held()[0].Lease
 		lost.Store(1)
 		first.Ack()
+		synctest.Wait() // it is lost alone, and nothing with it
 		require.NoError(t, w.other.Publish(first.subject(), []byte("-NAK")), "somebody gives it back")
 		require.NoError(t, w.other.Flush())
 		items := b.held()

@@ -34,10 +34,9 @@ func (e *Engine) attempt(ctx context.Context, r *Request, j job) verdict {
 	reply.End = time.Now()
 	e.cfg.Metrics.polls[reply.Outcome.Kind].Inc()
 	result := int64(len(reply.Outcome.Result))
-	announced := reply.Outcome.PayloadBytes
-	e.bytes.Add(result + announced - r.reserved)
+	e.bytes.Add(result - r.reserved)
 	defer e.bytes.Add(-result)
-	r.reserved = announced
+	r.reserved = reply.Outcome.PayloadBytes
 
 	v := verdict{polled: true, outcome: reply.Outcome}
 	v.outcome.Result = nil

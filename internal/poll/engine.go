@@ -73,7 +73,7 @@ type Engine struct {
 	swept  int64 // when such were last looked for
 
 	held    atomic.Int64 // requests
-	bytes   atomic.Int64 // results in memory, and those announced
+	bytes   atomic.Int64 // results in memory, and those announced that polls in flight are to bring
 	refused atomic.Bool  // the key is refused
 }
 
@@ -216,7 +216,8 @@ func (e *Engine) dispatch(ctx context.Context, draining bool) int64 {
 		if due := e.heap[0].due; due > now {
 			return max(due, now+int64(tick))
 		}
-		if e.bytes.Load() >= e.cfg.ResultMemory {
+		// An announced result needs its room before it is asked for. One that is larger than all the room gets all of it.
+		if held := e.bytes.Load(); held > 0 && held+max(1, e.heap[0].row.reserved) > e.cfg.ResultMemory {
 			e.sweep(ctx, now)
 			return now + int64(tick) // results leave memory without a word to this goroutine
 		}
@@ -235,6 +236,7 @@ func (e *Engine) dispatch(ctx context.Context, draining bool) int64 {
 
 func (e *Engine) send(ctx context.Context, due entry, overdue bool) {
 	due.row.inFlight = true
+	e.bytes.Add(due.row.reserved)
 	policy := e.cfg.Policy
 	policy.BackoffMax = e.cadence.ceiling(due.row.about.orNothing().Type, policy.BackoffMax)
 	p := e.poller(ctx)
@@ -318,6 +320,9 @@ func (e *Engine) settle(v verdict, draining bool) {
 	r.pack(&v.poller.request)
 	r.inFlight = false
 	v.poller.request = Request{}
+	if !v.polled { // else the poll has put the result itself in its place
+		e.bytes.Add(-r.reserved)
+	}
 	e.idle = append(e.idle, v.poller)
 	if v.overdue {
 		e.ending--
@@ -358,7 +363,6 @@ func (e *Engine) remove(r *row, how func(Lease)) {
 	for _, m := range r.more {
 		how(m.Lease)
 	}
-	e.bytes.Add(-r.reserved)
 	delete(e.index, r.id)
 	e.held.Add(-1)
 }

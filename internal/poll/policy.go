@@ -292,7 +292,7 @@ func (s *State) result(status Status, at time.Time, failure *api.Failure, o *api
 	}
 	if failure != nil {
 		r.ContentType = "application/json"
-		r.Retryable = failure.Category != api.User && status != Cancelled
+		r.Retryable = status == Expired || failure.Category != api.User && status != Cancelled
 	}
 	return r
 }
