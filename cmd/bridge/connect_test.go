@@ -61,7 +61,7 @@ func (a *absentServer) InProcessConn() (net.Conn, error) {
 
 func TestADaemonWaitsForAnAbsentServerAndSaysSo(t *testing.T) {
 	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		var log bytes.Buffer
 		var absent absentServer
 		f := natsFlags{Nats: "nats://127.0.0.1:4222"}
@@ -88,6 +88,7 @@ func TestADaemonWaitsForAnAbsentServerAndSaysSo(t *testing.T) {
 }
 
 func TestACommandFailsSoonWhenThereIsNoServer(t *testing.T) {
+	forgetTimers()
 	s, err := embedded.Start(embedded.Options{StoreDir: t.TempDir(), Listen: "127.0.0.1:0"})
 	require.NoError(t, err)
 	url := s.ClientURL()

@@ -124,6 +124,7 @@ type site struct {
 
 func newSite(t *testing.T, script sim.Script, options ...sim.Option) *site {
 	t.Helper()
+	forgetTimers()
 	clearEnv(t)
 	server, err := embedded.Start(embedded.Options{StoreDir: t.TempDir(), Listen: "127.0.0.1:0"})
 	require.NoError(t, err)

@@ -35,6 +35,7 @@ type desk struct {
 
 func newDesk(t *testing.T) *desk {
 	clearEnv(t)
+	forgetTimers()
 	server, err := embedded.Start(embedded.Options{StoreDir: t.TempDir(), Listen: "127.0.0.1:0"})
 	require.NoError(t, err)
 	t.Cleanup(server.Shutdown)

@@ -49,12 +49,16 @@ type world struct {
 	regains  bool // a bridge may lose a request and get it back: the upstream's hint is forgotten then
 }
 
+// forgetTimers empties the sync.Pool in which nats.go keeps timers: one of another test's bubble is fatal in this test.
+func forgetTimers() {
+	runtime.GC()
+	runtime.GC()
+}
+
 // bubble runs a test in virtual time.
 func bubble(t *testing.T, test func(t *testing.T)) {
 	t.Helper()
-	// nats.go keeps timers in a sync.Pool; one of an earlier bubble is fatal in this one. Two collections empty it.
-	runtime.GC()
-	runtime.GC()
+	forgetTimers()
 	synctest.Test(t, test)
 }
 
