@@ -28,7 +28,8 @@ bench: ## benchmark the packages, then the whole path beside a hand-written loop
 demo: ## see it work: NATS, upstream, bridges and watchers in one process
 	$(GO) run ./cmd/bridge demo
 
-chaos: ## kill, stop and cut off real processes, and print what became of the promises
+chaos: ## kill, stop and cut off real processes, and print what became of the promises; SOAK=1h adds random faults in virtual time
+	$(if $(SOAK),$(GO) test ./cmd/bridge -run '^TestAnHourOfMisfortune$$' -count=1 -timeout 0 -soak $(SOAK))
 	cd internal/chaos && $(GO) test -run '^TestChaos$$' -count=1 -timeout 30m -chaos.full $(CHAOS)
 
 conformance: ## check against programs of others: official SDK, hatchery-core, nats-py, nats CLI

@@ -259,6 +259,41 @@ func BenchmarkWaiting(b *testing.B) {
 	}
 }
 
+// BenchmarkTakeover tells how long it takes until a second bridge holds all of 20,000 requests that the first one held:
+// after SIGKILL, which has to wait for AckWait (10 s), and after SIGTERM, which hands them over.
+func BenchmarkTakeover(b *testing.B) {
+	const n = 20_000
+	for b.Loop() {
+		for name, how := range map[string]syscall.Signal{"SIGKILL": syscall.SIGKILL, "SIGTERM": syscall.SIGTERM} {
+			script := filepath.Join(b.TempDir(), "script.json")
+			require.NoError(b, os.WriteFile(script, []byte(`{"profiles":[{"name":"waits","steps":[{"state":"active","retry_after_s":300}]}]}`), 0o600))
+			d := newDrain(b, "--script", script)
+			flags := natsFlags{Prefix: "tinker"}
+			ackWait := 10 * time.Second
+			_, err := d.js.UpdateConsumer(b.Context(), "TINKER_WORK", flags.names().ConsumerConfig(publish.Options{AckWait: &ackWait}))
+			require.NoError(b, err)
+			serve := func() *process {
+				p := start(b, "serve", "--nats", d.natsURL, "--upstream", d.upstream, "--http", "127.0.0.1:0")
+				p.value("submit_to")
+				return p
+			}
+			first := serve()
+			d.submit(n)
+			holds := func(p *process) func() bool {
+				return func() bool { return p.metric("bridge_polls_total{outcome=\"pending\"}") >= n }
+			}
+			require.Eventually(b, holds(first), time.Minute, 50*time.Millisecond)
+			second := serve()
+			begin := time.Now()
+			require.NoError(b, first.cmd.Process.Signal(how))
+			require.Eventually(b, holds(second), 5*time.Minute, 20*time.Millisecond)
+			b.ReportMetric(time.Since(begin).Seconds(), name+"-s")
+			d.stop()
+		}
+		b.ReportMetric(0, "ns/op")
+	}
+}
+
 type memory struct{ heap, resident float64 }
 
 // memory collects garbage in the process and then asks what is left.

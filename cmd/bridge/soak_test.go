@@ -16,6 +16,7 @@ import (
 var (
 	soakSeed  = flag.Uint64("seed", 0, "play this one hour of misfortune again")
 	soakSeeds = flag.Int("seeds", 2, "how many hours of misfortune to play")
+	soakFor   = flag.Duration("soak", 0, "play hours of misfortune with new seeds until so much real time has passed")
 )
 
 // TestAnHourOfMisfortune is scripted life with random faults, in virtual time: bridges are killed, drain, are cut off from
@@ -30,13 +31,19 @@ func TestAnHourOfMisfortune(t *testing.T) {
 		}
 		seeds[len(seeds)-1] = rand.Uint64N(1_000_000) // a new one each time
 	}
-	for _, seed := range seeds {
+	play := func(seed uint64) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			bubble(t, func(t *testing.T) { newHour(t, seed).play() })
 			if t.Failed() {
 				t.Logf("go test ./cmd/bridge -run TestAnHourOfMisfortune -seed %d", seed)
 			}
 		})
+	}
+	for _, seed := range seeds {
+		play(seed)
+	}
+	for begin := time.Now(); time.Since(begin) < *soakFor && !t.Failed(); {
+		play(rand.Uint64N(1_000_000))
 	}
 }
 

@@ -110,7 +110,9 @@ func TestTheLoserOfARaceDeletesItsOwnObject(t *testing.T) {
 	bubble(t, setup{maxInline: 10}, func(t *testing.T, g *rig) {
 		bodies := map[string]bool{}
 		_, _ = g.race(6, func(i int, g *rig, r *poll.Request) error {
-			return g.Finish(g.ctx, r, completed(fmt.Sprint("a large result ", i)))
+			result := completed(fmt.Sprint("a large result ", i))
+			result.Polls = i
+			return g.Finish(g.ctx, r, result)
 		})
 		for _, body := range g.objects() {
 			bodies[string(body)] = true
