@@ -20,7 +20,7 @@ const maxChunk = 512 << 10
 // It writes the object's messages itself. The library's Put sends chunks that nobody took at first again from a buffer
 // that has been reused by then, and reports success: what is stored cannot be read.
 func (p *Publisher) upload(ctx context.Context, id string, body []byte) (*LargeRef, error) {
-	size := int(min(maxChunk, p.nc.MaxPayload()-headerRoom))
+	size := int(min(maxChunk, p.nc.MaxPayload()/2))
 	info := jetstream.ObjectInfo{
 		ObjectMeta: jetstream.ObjectMeta{
 			Name: Token(id) + "." + nuid.Next(), Description: "result",

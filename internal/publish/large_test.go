@@ -69,6 +69,7 @@ func TestAResultLiesWhereItFits(t *testing.T) {
 		{"the flag allows more than the connection carries, and it fits", setup{maxInline: 1 << 30, server: small}, 48 << 10, false},
 		{"the flag allows more than the connection carries, and it does not fit", setup{maxInline: 1 << 30, server: small}, 48<<10 + 1, true},
 		{"chunks larger than the connection carries", setup{server: small}, 300 << 10, true},
+		{"a connection that hardly carries anything", setup{server: server.Options{MaxPayload: 4 << 10, MaxPending: 1 << 20}}, 10 << 10, true},
 		{"the stream takes less", setup{streams: func(c *jetstream.StreamConfig) {
 			if c.Name == "TINKER_RESULTS" {
 				c.MaxMsgSize = 2000

@@ -274,6 +274,10 @@ func TestPublishesInFlightAreBounded(t *testing.T) {
 		}
 		in(time.Second)
 		require.Len(t, asked(), maxInFlight)
+		in(ackTimeout)
+		require.Len(t, asked(), 2*maxInFlight, "who gets no ack makes room for another")
+		in(4 * ackTimeout)
+		require.Len(t, asked(), 6*maxInFlight)
 	})
 	scripted(t, func(t *testing.T, g *rig) {
 		asked := g.answer("ingest.tinker.result.*", "")
