@@ -314,7 +314,7 @@ func (d *demo) judge(ctx context.Context, js jetstream.JetStream, names publish.
 		AfterTerminal: verdict.AfterTerminal, Disordered: verdict.Disordered,
 		Transitions: len(states) - verdict.Terminal, Watchers: demoWatchers, WatcherEvents: crowd.events(),
 		Polls: stats.Polls, EarlyPolls: stats.EarlyPolls, PollsByEveryWatcher: stats.Polls * demoWatchers,
-		Seconds: took.Seconds(), Violations: append(verdict.Violations, crowd.violations()...),
+		Seconds: took.Seconds(), Violations: append(append([]string{}, verdict.Violations...), crowd.violations()...),
 	}
 	if killed {
 		r.BridgesKilled = 1

@@ -184,7 +184,7 @@ func (s *site) check(accepted []string) {
 	require.NoError(s.t, err)
 	results, err := history.Read(s.t.Context(), s.js, s.names, s.names.ResultsStream())
 	require.NoError(s.t, err)
-	report := history.Check(accepted, states, results, scripted{s.upstream})
+	report := history.Check(accepted, states, results, simUpstream{s.upstream})
 	require.Empty(s.t, report.Violations)
 	require.Equal(s.t, len(accepted), report.Terminal)
 }

@@ -282,7 +282,7 @@ func (w *world) history() (states, results []history.Record) {
 // judge reads everything back.
 func (w *world) judge() history.Report {
 	w.t.Helper()
-	w.run.Upstream, w.run.Live, w.run.Polls = scripted{w.sim}, w.listener.Sightings(), nil
+	w.run.Upstream, w.run.Live, w.run.Polls = simUpstream{w.sim}, w.listener.Sightings(), nil
 	for _, p := range w.sim.Polls() {
 		w.run.Polls = append(w.run.Polls, history.Poll{ID: p.ID, Caller: p.Caller, Start: p.Start, End: p.End})
 	}
@@ -320,17 +320,6 @@ func (w *world) close() {
 		require.NoError(w.t, w.memory.Close())
 		synctest.Wait()
 	})
-}
-
-// scripted is the simulator as the judge asks it.
-type scripted struct{ *sim.Sim }
-
-func (s scripted) States(id string) [][2]string {
-	var out [][2]string
-	for _, state := range s.Sim.States(id) {
-		out = append(out, [2]string{state.State, state.Reason})
-	}
-	return out
 }
 
 // everyday is a script of the usual: paused and active jobs, failures, large results, duds of the network.
