@@ -173,6 +173,9 @@ func crashScript(p point) sim.Script {
 	if p.slow {
 		active.For = 1200 * time.Millisecond
 	}
+	if p.drain { // on a slow machine too there is something to hand back when the signal comes
+		active.For = 8 * time.Second
+	}
 	completed := sim.Step{Answer: "completed", ResultBytes: 400}
 	if p.large {
 		completed.ResultBytes = largeResult
