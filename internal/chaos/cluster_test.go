@@ -154,7 +154,7 @@ func clusterLeaders(t *testing.T, row *Row) {
 		}},
 	}}
 	s := newSite(t, nc, c.urls(), "tinker", script, ackWait, 3)
-	s.gap, s.leaders = 2*gap, true
+	s.gap = 2 * gap
 	var listeners []*history.Listener
 	for _, n := range c.nodes {
 		l, err := history.Listen(connect(t, n.url), s.names, "the subscriber at "+n.name)

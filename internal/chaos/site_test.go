@@ -39,7 +39,6 @@ type site struct {
 	accepted []history.Submission
 	bridges  []*process
 	pace     []string      // flags: how often bridges poll
-	leaders  bool          // its faults kill leaders of the consumer: see sideBySide in Row
 	gap      time.Duration // longer than any wait between two polls; 0: AckWait
 }
 
@@ -202,18 +201,6 @@ func (s *site) judge(row *Row, faults int, seen ...history.Sighting) history.Rep
 			report.Duplicate++
 			report.Violations = append(report.Violations, fmt.Sprintf("request %q: %d polls of one bridge between those of another", id, astray))
 		}
-	}
-	if s.leaders {
-		kept := report.Violations[:0]
-		for _, v := range report.Violations {
-			if strings.Contains(v, "one holder: ") || strings.Contains(v, "polls of one bridge between") {
-				row.sideBySide++
-				report.Duplicate--
-			} else {
-				kept = append(kept, v)
-			}
-		}
-		report.Violations = kept
 	}
 	row.Add(report, faults)
 	require.Empty(s.t, report.Violations, strings.Join(report.Violations, "\n"))
