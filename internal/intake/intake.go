@@ -88,13 +88,14 @@ func (in *Intake) Run(ctx, stop context.Context) {
 	var found time.Time
 	for failures := 0; stop.Err() == nil; {
 		if consumer == nil || time.Since(found) > lookupEvery {
+			asked := time.Now()
 			var err error
 			if consumer, err = in.cfg.Consumer(stop); err != nil {
 				in.failed(stop, err, &failures)
 				continue
 			}
 			found = time.Now()
-			in.cfg.Keeper.follow(consumer.CachedInfo().Created)
+			in.cfg.Keeper.follow(consumer, asked)
 		}
 		free := in.cfg.Max - in.cfg.Keeper.Held()
 		if free <= 0 || in.cfg.Paused() != "" {

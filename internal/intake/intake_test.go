@@ -284,7 +284,7 @@ func TestAConsumerThatComesBackAsItWasKeepsItsLeases(t *testing.T) {
 		b := w.bridge(remaking(w))
 		b.intake.cfg.Consumer = w.consumer // which fails while the server is down
 		b.run(true)
-		time.Sleep(time.Second)
+		time.Sleep(25 * time.Second) // long enough for the server to have written down what it delivered
 		w.stop()
 		time.Sleep(5 * time.Second)
 		w.start()

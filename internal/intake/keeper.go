@@ -10,12 +10,16 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 const (
 	// confirmEvery is how often an acknowledgement is repeated until the server has confirmed it.
 	confirmEvery = 2 * time.Second
 	flushTimeout = 5 * time.Second
+	// settleTime is how long a delivery may be known to a consumer's leader alone: one that has lost the majority goes on for
+	// about that long before it steps down, and its successor knows nothing of what it delivered meanwhile.
+	settleTime = 10 * time.Second
 )
 
 // Keeper holds the leases of one bridge: it extends those that are trusted, all in one burst, because the server
@@ -32,7 +36,9 @@ type Keeper struct {
 	freed chan struct{} // a slot came free
 
 	mu       sync.Mutex
-	consumer time.Time             // when the consumer that gave the leases was made
+	consumer jetstream.Consumer    // which gives the leases; nil before it was found
+	memory   memory                // what that one remembers its deliveries in
+	looked   int64                 // when it was last asked, on the keeper's clock
 	live     map[uint64]*Lease     // by stream sequence
 	settling map[uint64]settlement // acknowledged, not yet confirmed
 	prefix   string                // what the acknowledgement subjects of the consumer begin with
@@ -43,6 +49,7 @@ type Lease struct {
 	keeper *Keeper
 	seq    uint64
 	reply  string       // where the server takes acknowledgements, without the keeper's prefix
+	taken  int64        // on the keeper's clock; guarded by its mutex
 	sent   atomic.Int64 // when the fetch or the last extension was sent, on the keeper's clock; negative: gone
 }
 
@@ -53,7 +60,24 @@ type settlement struct {
 	tried int64 // when it was sent last, on the keeper's clock
 }
 
-const gone = -1 << 62
+const gone = -1 << 62 // also of taken: this lease is not extended again
+
+// memory names what a consumer remembers its deliveries in. It changes when a leader is elected or a server starts, and what
+// the former one delivered last may be forgotten by that.
+type memory struct {
+	created int64  // the consumer's
+	leader  string // with when it became that, or from servers that do not say so the server that answered
+}
+
+func (k *Keeper) memoryOf(info *jetstream.ConsumerInfo) memory {
+	m := memory{created: info.Created.UnixNano()}
+	if c := info.Cluster; c != nil && c.LeaderSince != nil {
+		m.leader = c.Leader + " since " + c.LeaderSince.String()
+	} else {
+		m.leader = k.nc.ConnectedServerId()
+	}
+	return m
+}
 
 // NewKeeper makes a keeper for a consumer with this AckWait.
 func NewKeeper(nc *nats.Conn, ackWait time.Duration, metrics *Metrics, log *slog.Logger) (*Keeper, error) {
@@ -113,7 +137,7 @@ func (k *Keeper) take(seq uint64, reply string, sent time.Time) *Lease {
 		k.prefix = ackPrefix(reply)
 	}
 	// A hundred thousand leases of one consumer need not hold its name each.
-	l := &Lease{keeper: k, seq: seq, reply: strings.Clone(strings.TrimPrefix(reply, k.prefix))}
+	l := &Lease{keeper: k, seq: seq, reply: strings.Clone(strings.TrimPrefix(reply, k.prefix)), taken: int64(time.Since(k.start))}
 	l.sent.Store(int64(sent.Sub(k.start)))
 	if old := k.live[seq]; old != nil {
 		old.sent.Store(gone)
@@ -148,20 +172,39 @@ func (l *Lease) subject() string {
 	return l.keeper.prefix + l.reply // set before there was any lease, and never changed
 }
 
-// follow voids all leases when the consumer is not the one that gave them: its successor delivers their work items
-// again, to anybody, and if the stream too is new then their sequences name other ones.
-func (k *Keeper) follow(created time.Time) {
+// follow compares the consumer as it is now with what it was at the last look.
+//
+// One that was made anew delivers the work items of its predecessor again, to anybody, and if the stream too is new then
+// their sequences name other ones: all leases are void. One that remembers in something else may have forgotten the latest
+// deliveries, and then gives them to a second bridge beside this one. It tells neither of the two, not even when they
+// extend. So those leases are not extended: whoever has the item keeps it, or it is delivered again.
+func (k *Keeper) follow(consumer jetstream.Consumer, asked time.Time) {
+	now, at := k.memoryOf(consumer.CachedInfo()), int64(asked.Sub(k.start))
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if !k.consumer.IsZero() && !k.consumer.Equal(created) {
+	switch {
+	case k.consumer != nil && at < k.looked:
+		return // a later look was answered first
+	case k.consumer == nil || now == k.memory:
+	case now.created != k.memory.created:
 		k.log.Warn("the consumer was made anew: what was held is delivered again", "held", len(k.live)+len(k.settling))
 		for _, l := range k.live {
 			l.sent.Store(gone)
 		}
 		clear(k.live)
 		clear(k.settling)
+	default:
+		doubtful := 0
+		for _, l := range k.live {
+			if l.taken > k.looked-int64(settleTime) {
+				l.taken = gone
+				doubtful++
+			}
+		}
+		k.log.Warn("the consumer has another leader, or its server was started again: what was taken last is let go when its lease ends",
+			"leases", doubtful, "leader", now.leader)
 	}
-	k.consumer = created
+	k.consumer, k.memory, k.looked = consumer, now, at
 }
 
 // Trusted reports whether the server still keeps the work item for this bridge. It is counted from when the fetch or
@@ -273,13 +316,34 @@ func (l *Lease) forget() bool {
 	return mine && trusted
 }
 
+// look asks the consumer whether it is the one that it was.
+func (k *Keeper) look(ctx context.Context) error {
+	k.mu.Lock()
+	consumer := k.consumer
+	k.mu.Unlock()
+	if consumer == nil {
+		return nil // nothing was fetched yet
+	}
+	asked := time.Now()
+	if _, err := consumer.Info(ctx); err != nil {
+		return err
+	}
+	k.follow(consumer, asked)
+	return nil
+}
+
 // extend asks for AckWait more for every trusted lease, and trusts in it only when the server has seen it all.
 func (k *Keeper) extend(ctx context.Context) error {
+	answer, done := context.WithTimeout(ctx, flushTimeout)
+	defer done()
+	if err := k.look(answer); err != nil {
+		return err
+	}
 	begin := int64(time.Since(k.start))
 	k.mu.Lock()
 	leases := make([]*Lease, 0, len(k.live))
 	for _, l := range k.live {
-		if l.Trusted() {
+		if l.taken != gone && l.Trusted() {
 			leases = append(leases, l)
 		}
 	}
@@ -296,8 +360,6 @@ func (k *Keeper) extend(ctx context.Context) error {
 	}
 	// The consumer answers the last one, and has taken those before it. A flush would only show that they are at the
 	// server at the other end of the connection; while the consumer has no leader, that one drops them.
-	answer, done := context.WithTimeout(ctx, flushTimeout)
-	defer done()
 	if _, err := k.nc.RequestWithContext(answer, leases[last].subject(), progress); err != nil {
 		return err
 	}

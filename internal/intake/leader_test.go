@@ -1,0 +1,89 @@
+package intake
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/stretchr/testify/require"
+)
+
+// elected is a consumer whose leaders are told by a test.
+type elected struct {
+	jetstream.Consumer
+	since *atomic.Pointer[time.Time]
+}
+
+func (e elected) with(info *jetstream.ConsumerInfo) *jetstream.ConsumerInfo {
+	told := *info
+	told.Cluster = &jetstream.ClusterInfo{Leader: "n1", LeaderSince: e.since.Load()}
+	return &told
+}
+
+func (e elected) CachedInfo() *jetstream.ConsumerInfo { return e.with(e.Consumer.CachedInfo()) }
+
+func (e elected) Info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
+	info, err := e.Consumer.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return e.with(info), nil
+}
+
+func TestWhatANewLeaderMayNotKnowOfIsNotExtended(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		var since atomic.Pointer[time.Time]
+		elect := func() { now := time.Now().UTC(); since.Store(&now) }
+		elect()
+		b := w.bridge(func(c *Config) {
+			c.Consumer = func(ctx context.Context) (jetstream.Consumer, error) {
+				found, err := w.consumer(ctx)
+				return elected{found, &since}, err
+			}
+		})
+		start := time.Now()
+		b.run(true)
+		w.submit("old")
+		time.Sleep(35 * time.Second) // bursts, with a look each, at 10, 20 and 30 s
+		w.submit("new")
+		time.Sleep(2 * time.Second)
+		elect()
+		time.Sleep(4 * time.Second)
+		old, fresh := b.held()[0].Lease, b.held()[1].Lease
+		w.acks.since()
+		time.Sleep(time.Until(start.Add(61 * time.Second)))
+		require.True(t, old.Trusted())
+		extended := w.acks.since()
+		require.Contains(t, extended, "+WPI 1")
+		require.NotContains(t, extended, "+WPI 2")
+		require.True(t, fresh.Trusted(), "for as long as the delivery alone gave it")
+		require.Contains(t, b.log.String(), "leases=1")
+
+		time.Sleep(5 * time.Second)
+		require.False(t, fresh.Trusted())
+		require.True(t, old.Trusted())
+		held := b.held()
+		require.Len(t, held, 3, "this consumer did know of it, and delivers it again")
+		require.Equal(t, "new", held[2].ID)
+		require.True(t, held[2].Redelivered)
+		time.Sleep(10 * time.Minute)
+		require.True(t, held[0].Lease.Trusted())
+		require.True(t, held[2].Lease.Trusted(), "under a leader that delivered it itself")
+		require.Len(t, b.held(), 3)
+	})
+}
+
+func TestALeaderThatStaysMakesNoDoubt(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		b := w.bridge(nil)
+		b.run(true)
+		for range 20 {
+			w.submit("")
+			time.Sleep(lookupEvery / 10)
+		}
+		time.Sleep(10 * time.Minute)
+		require.NotContains(t, b.log.String(), "another leader")
+	})
+}
