@@ -9,6 +9,7 @@ import (
 
 	"futurebridge/internal/api/sim"
 	"futurebridge/internal/history"
+	"futurebridge/internal/poll"
 	"futurebridge/internal/publish"
 )
 
@@ -206,6 +207,50 @@ func TestOfSeveralSubmissionsTheFirstDeadlineEndsTheRequest(t *testing.T) {
 				}
 				report := w.check()
 				require.Equal(t, "timed_out", only(t, report))
+				w.close()
+			})
+		})
+	}
+}
+
+// TestABridgeWhoseClockIsWrongHarmsDeadlinesAlone: by how much it is wrong, by so much it is wrong about deadlines, until a
+// bridge whose clock is right takes over. Nothing is lost, and nothing is polled early or without a rest.
+func TestABridgeWhoseClockIsWrongHarmsDeadlinesAlone(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		ahead time.Duration
+		job   time.Duration
+		want  string
+		slack time.Duration // after the deadline
+	}{
+		{"ahead, by less than what is left", 5 * time.Minute, 2 * time.Minute, "completed", 0},
+		{"behind by an hour", -time.Hour, 2 * time.Minute, "completed", 0},
+		{"behind by an hour, and deadlines pass meanwhile", -time.Hour, time.Hour, "timed_out", 2*time.Minute + time.Second},
+		{"behind by a second", -time.Second, time.Hour, "timed_out", 2 * time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t, sim.Script{Profiles: []sim.Profile{{Name: "paused", Steps: []sim.Step{
+					{State: "paused_rate_limit", For: c.job, RetryAfterMS: 20_000}, {Answer: "completed"},
+				}}}})
+				// In a bubble all have one clock, but only a deadline is ever compared with it.
+				wrong := w.odd("bridge-1", seams{request: func(_ *bridge, r *poll.Request) { r.State.Deadline = r.State.Deadline.Add(-c.ahead) }})
+				w.run.DeadlineSlack = c.slack
+				for _, id := range ids("req", 20) {
+					w.submitFor(id, 8*time.Minute)
+				}
+				if c.want == "timed_out" {
+					time.Sleep(10 * time.Minute)
+				} else {
+					time.Sleep(time.Minute)
+				}
+				wrong.stop()
+				w.bridge("bridge-2")
+				w.settled(20 * time.Minute)
+				require.Equal(t, map[string]int{c.want: 20}, w.check().Endings)
+				for id, stats := range w.sim.StatsByID() {
+					require.LessOrEqual(t, stats.Polls, 33, "request %q", id)
+				}
 				w.close()
 			})
 		})

@@ -105,17 +105,26 @@ func Await(ctx context.Context, future Future, cfg AwaitConfig) (Result, error) 
 				guard(func() { cfg.Telemetry(TelemetryEvent{"queue.state_change", future.RequestID, d.Emit}) })
 			}
 		}
-		if d.Terminal.Status == "" && d.Wait > 0 {
-			timer := time.NewTimer(d.Wait)
+		for until := time.Now().Add(d.Wait); d.Terminal.Status == ""; {
+			at := time.Now()
+			left := min(until.Sub(at), clockEvery)
+			if !state.Deadline.IsZero() {
+				if !now(at).Before(state.Deadline) {
+					d.Terminal = cfg.Policy.Timeout(state, at)
+					break
+				}
+				left = min(left, state.Deadline.Sub(now(at)))
+			}
+			if left <= 0 {
+				break
+			}
+			timer := time.NewTimer(left)
 			select {
 			case <-timer.C:
 			case <-ctx.Done():
 				timer.Stop()
 				return Result{}, ctx.Err()
 			}
-		}
-		if d.Terminal.Status == "" && !state.Deadline.IsZero() && !now(time.Now()).Before(state.Deadline) {
-			d.Terminal = cfg.Policy.Timeout(state, time.Now())
 		}
 		switch d.Terminal.Status {
 		case "":

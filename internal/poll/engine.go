@@ -16,7 +16,10 @@ const (
 	tick = 10 * time.Millisecond // due polls go out together, at most this late
 	// lookEvery bounds how long a holder goes on polling a request that ended elsewhere.
 	lookEvery = 5 * time.Minute
-	maxEnding = 512 // requests past their deadline that are ended at a time, beside the polls
+	// clockEvery is how often deadlines are compared with the wall clock apart from what is due: it may have been set
+	// forward, or have gone on while the machine slept and the monotonic clock stood.
+	clockEvery = time.Minute
+	maxEnding  = 512 // requests past their deadline that are ended at a time, beside the polls
 )
 
 // Lease is the right to poll a request, and the duty to settle it.
@@ -213,8 +216,17 @@ func (e *Engine) now() int64 { return int64(time.Since(e.start)) }
 func (e *Engine) dispatch(ctx context.Context, draining bool) int64 {
 	for !draining && len(e.heap) > 0 {
 		now := e.now()
+		if now-e.swept >= int64(clockEvery) {
+			e.sweep(ctx, now)
+			continue
+		}
 		if due := e.heap[0].due; due > now {
-			return max(due, now+int64(tick))
+			return max(min(due, e.swept+int64(clockEvery)), now+int64(tick))
+		}
+		if early := e.heap[0].row.early(now); early > 0 {
+			w := e.heap.pop()
+			e.heap.push(entry{now + int64(early), w.row})
+			continue
 		}
 		// An announced result needs its room before it is asked for. One that is larger than all the room gets all of it.
 		if held := e.bytes.Load(); held > 0 && held+max(1, e.heap[0].row.reserved) > e.cfg.ResultMemory {
@@ -244,8 +256,8 @@ func (e *Engine) send(ctx context.Context, due entry, overdue bool) {
 	p.jobs <- job{due.row, due.due, policy, overdue}
 }
 
-// sweep ends what passed its deadline while the gate lets nothing out: that takes no poll, so no limit on polls may delay
-// it. It looks at everything that waits, so it does so once a second only, and returns when it wants to again.
+// sweep ends what passed its deadline while the gate lets nothing out, or what waits for longer: that takes no poll, so no
+// limit on polls may delay it. It looks at everything that waits, so it does so once a second only, and returns when it wants to again.
 func (e *Engine) sweep(ctx context.Context, now int64) (next int64) {
 	if next = e.swept + int64(time.Second); now < next {
 		return next
@@ -354,7 +366,9 @@ func (e *Engine) settle(v verdict, draining bool) {
 	case draining:
 		e.remove(r, Lease.Nak)
 	default:
-		e.heap.push(entry{e.now() + int64(r.within(v.wait)), r})
+		now := e.now()
+		r.pollAt = now + int64(v.wait)
+		e.heap.push(entry{now + int64(r.within(v.wait)), r})
 	}
 }
 

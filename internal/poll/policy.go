@@ -69,10 +69,10 @@ type Reply struct {
 
 // Decision is what a reply asks for. All of it may be zero: poll again at once.
 type Decision struct {
-	Emit     Transition // publish this, if QueueState is set
-	Terminal Result     // the request ends so, if Status is set
-	Wait     time.Duration
-	Look     bool // somebody else may have ended the request: look before acting on this
+	Emit     Transition    // publish this, if QueueState is set
+	Terminal Result        // the request ends so, if Status is set
+	Wait     time.Duration // on the monotonic clock. Whoever waits also has to see when the deadline passes, on the wall clock
+	Look     bool          // somebody else may have ended the request: look before acting on this
 }
 
 // Transition is a change of the queue state or of its reason.
@@ -190,9 +190,7 @@ func (p Policy) Step(s State, r Reply, jitter float64) (State, Decision) {
 	}
 	if !now(r.End).Before(s.Deadline) {
 		d.Terminal = p.Timeout(s, r.End)
-		return s, d
 	}
-	d.Wait = min(d.Wait, s.Deadline.Sub(now(r.End)))
 	return s, d
 }
 

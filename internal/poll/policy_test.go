@@ -110,11 +110,12 @@ func TestNotFoundEndsAsWhatItIs(t *testing.T) {
 	}
 }
 
-func TestADeadlineCutsAnyWait(t *testing.T) {
+func TestADeadlineEndsWhatHasNoResultInHand(t *testing.T) {
 	p := DefaultPolicy()
 	s := State{Submitted: epoch, Deadline: epoch.Add(10 * time.Second)}
 	_, d := p.Step(s, replyAt(8*time.Second, 0, state("active", "", time.Minute)), 0.5)
-	require.Equal(t, 2*time.Second, d.Wait)
+	require.Empty(t, d.Terminal.Status)
+	require.Equal(t, 63*time.Second, d.Wait, "how much of it is left before the deadline is the wall clock's to say, until it is over")
 	_, d = p.Step(s, replyAt(8*time.Second, 2*time.Second, pending()), 0)
 	require.Equal(t, TimedOut, d.Terminal.Status)
 	require.Equal(t, 10*time.Second, d.Terminal.Elapsed)

@@ -37,8 +37,11 @@ func (a *About) orNothing() About {
 	return *a
 }
 
+// started keeps rows' times on the monotonic clock: a step of the wall clock neither cuts nor stretches a grace.
+var started = time.Now()
+
 // row is a request that waits. There may be a hundred thousand of them, so it is packed: a third of what a Request
-// takes. Its times are in Unix nanoseconds, 0 for none.
+// takes. Its times are in nanoseconds, 0 for none: Unix ones, but notFoundSince counts from started.
 type row struct {
 	id         string
 	about      *About
@@ -50,6 +53,7 @@ type row struct {
 
 	submitted, deadline, notFoundSince int64
 	looked, reserved                   int64
+	pollAt                             int64 // on the engine's clock: when its wait is over. Due earlier, it is for its deadline
 	streakKey                          uint64
 
 	polls                              uint32
@@ -62,22 +66,28 @@ type row struct {
 }
 
 func (r *row) unpack() Request {
-	return Request{
+	q := Request{
 		ID: r.id, About: r.about, Lease: r.lease, LogSeq: r.logSeq, looked: r.looked, reserved: r.reserved,
 		State: State{
 			Submitted: instant(r.submitted), Deadline: instant(r.deadline), Redelivered: r.redelivered,
 			QueueState: r.queueState, Reason: r.reason, Polls: int(r.polls), Full: r.full, Fresh: r.fresh,
 			brokeOff: r.brokeOff, pendings: r.pendings, faults: r.faults, serverFailures: r.serverFailures,
 			streak: r.streak, streakKey: r.streakKey, httpStatus: r.httpStatus,
-			notFoundSince: instant(r.notFoundSince), failure: r.failure,
+			failure: r.failure,
 		},
 	}
+	if r.notFoundSince != 0 {
+		q.State.notFoundSince = started.Add(time.Duration(r.notFoundSince))
+	}
+	return q
 }
 
 func (r *row) pack(q *Request) {
 	r.lease, r.logSeq, r.looked, r.reserved = q.Lease, q.LogSeq, q.looked, q.reserved
 	s := &q.State
-	r.deadline, r.notFoundSince = nanoseconds(s.Deadline), nanoseconds(s.notFoundSince)
+	if r.deadline, r.notFoundSince = nanoseconds(s.Deadline), 0; !s.notFoundSince.IsZero() {
+		r.notFoundSince = int64(s.notFoundSince.Sub(started))
+	}
 	r.redelivered, r.queueState, r.reason, r.polls = s.Redelivered, constant(s.QueueState), s.Reason, uint32(s.Polls)
 	r.full, r.fresh, r.brokeOff = s.Full, s.Fresh, s.brokeOff
 	r.pendings, r.faults, r.serverFailures = s.pendings, s.faults, s.serverFailures
@@ -117,6 +127,12 @@ func (r *row) absorb() {
 	if r.more = kept; len(kept) == 0 {
 		r.more = nil
 	}
+}
+
+// early is how long a row that is due has to wait all the same: it is due for its deadline, and since it was told when
+// that is the wall clock was set back.
+func (r *row) early(now int64) time.Duration {
+	return r.within(max(0, time.Duration(r.pollAt-now)))
 }
 
 // within is a wait that does not go beyond the deadline.
