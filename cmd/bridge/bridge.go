@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -27,6 +28,7 @@ type bridge struct {
 	intake    *intake.Intake
 	engine    *poll.Engine
 	publisher *publish.Publisher
+	keptFor   atomic.Int64 // how long logs are kept, in nanoseconds; 0: for ever
 }
 
 // newBridge wires a bridge on streams that stand; consumer is the configuration in force.
@@ -55,7 +57,7 @@ func newBridge(cfg *serveConfig, nc *nats.Conn, js jetstream.JetStream, consumer
 	}
 	b.intake = intake.New(intake.Config{
 		Keeper: b.keeper, Max: most,
-		Consumer: b.consumer, CheckID: publish.CheckID,
+		Consumer: b.consumer, CheckID: publish.CheckID, CheckTimeout: b.checkTimeout,
 		Handle: b.handle, Reject: b.publisher.Reject, Paused: b.publisher.Trouble,
 		Metrics: metrics, Log: log,
 	})
@@ -118,7 +120,21 @@ func (b *bridge) consumer(ctx context.Context) (jetstream.Consumer, error) {
 	if _, err := publish.Ensure(ctx, b.js, names, b.cfg.streamOptions()); err != nil {
 		return nil, err
 	}
+	states, err := b.js.Stream(ctx, names.StatesStream())
+	if err != nil {
+		return nil, err
+	}
+	b.keptFor.Store(int64(states.CachedInfo().Config.MaxAge))
 	return b.js.Consumer(ctx, names.WorkStream(), names.Consumer())
+}
+
+// checkTimeout rejects what would outlive its own log.
+func (b *bridge) checkTimeout(timeout time.Duration) error {
+	if kept := time.Duration(b.keptFor.Load()); kept > 0 && timeout >= kept {
+		return fmt.Errorf("the time-out is %d ms, but the stream %s keeps logs for %d ms: ask for less, or have its max age raised",
+			timeout.Milliseconds(), b.cfg.names().StatesStream(), kept.Milliseconds())
+	}
+	return nil
 }
 
 // handle reads what is stored of each request before it is polled, settles those that have ended, and has the others

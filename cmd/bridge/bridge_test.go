@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -91,6 +92,63 @@ func TestWhatIsNoRequestIsRejectedAndHarmsNoOther(t *testing.T) {
 		}
 		w.close()
 	})
+}
+
+// A log has to outlive its request: what asks for a longer time than logs are kept is told so.
+func TestWhatWouldOutliveItsLogIsRejected(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, sim.Script{})
+		age := time.Hour
+		_, err := publish.Ensure(t.Context(), w.js, w.names, publish.Options{StatesMaxAge: &age})
+		require.NoError(t, err)
+		w.bridge("bridge-1", "--timeout=59m")
+		submit := func(id string, ms int64) (seq uint64) {
+			seq, _ = w.submitMsg(&nats.Msg{Subject: "tinker.submit", Data: fmt.Appendf(nil, `{"request_id":%q,"timeout_ms":%d}`, id, ms)})
+			return seq
+		}
+		seq := submit("long", age.Milliseconds())
+		w.submitFor("short", age-time.Millisecond)
+		w.submit("default")
+		w.settled(time.Minute)
+		rejected, err := w.js.Stream(t.Context(), w.names.RejectedStream())
+		require.NoError(t, err)
+		require.EqualValues(t, 1, rejected.CachedInfo().State.Msgs)
+		m, err := rejected.GetLastMsgForSubject(t.Context(), w.names.Rejected(seq))
+		require.NoError(t, err)
+		require.Equal(t, "the time-out is 3600000 ms, but the stream TINKER_STATES keeps logs for 3600000 ms: ask for less, or have its max age raised",
+			m.Header.Get(publish.HeaderRejectedReason))
+
+		w.limit(w.names.StatesStream(), func(c *jetstream.StreamConfig) { c.MaxAge = 2 * time.Hour })
+		time.Sleep(2 * time.Minute) // bridges look now and then
+		w.submitFor("long", age)
+		w.settled(time.Minute)
+		require.Equal(t, map[string]int{"completed": 3}, w.check().Endings)
+		w.close()
+	})
+}
+
+// A consumer that is deleted, by mistake, under polls that will be answered once: what they bring is stored all the same.
+func TestAConsumerThatIsDeletedUnderPollsInFlightLosesNothing(t *testing.T) {
+	for _, bridges := range []int{1, 2} {
+		t.Run(fmt.Sprint(bridges, " bridges"), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				script := once(job(3 * time.Minute))
+				script.Style.Hold = 45 * time.Second
+				w := newWorld(t, script)
+				for i := range bridges {
+					w.bridge(fmt.Sprint("bridge-", i+1), "--max-requests=20")
+				}
+				w.submit(ids("req", 20*bridges)...)
+				for range 2 {
+					time.Sleep(70 * time.Second) // a full bridge looks for it once a minute
+					require.NoError(t, w.js.DeleteConsumer(t.Context(), w.names.WorkStream(), w.names.Consumer()))
+				}
+				w.settled(10 * time.Minute)
+				require.Equal(t, "completed", only(t, w.judge()))
+				w.close()
+			})
+		})
+	}
 }
 
 func TestAConsumerWithoutALimitIsFetchedFrom(t *testing.T) {

@@ -38,8 +38,8 @@ type serveConfig struct {
 	APIKeyHeader     string  `name:"api-key-header" group:"upstream" default:"X-API-Key" help:"Header that carries the API key. With Authorization a key without a space is sent as a Bearer token."`
 
 	Replicas        int           `name:"replicas" group:"streams" default:"1" help:"Copies of each stream: 1 on one server, 3 in a cluster."`
-	StatesMaxAge    time.Duration `name:"states-max-age" group:"streams" default:"168h" help:"How long logs are kept; 0 is for ever. Longer than any request's timeout."`
-	ResultsMaxAge   time.Duration `name:"results-max-age" group:"streams" default:"168h" help:"How long results are kept; 0 is for ever."`
+	StatesMaxAge    time.Duration `name:"states-max-age" group:"streams" default:"192h" help:"How long logs are kept; 0 is for ever. Longer than any request's timeout."`
+	ResultsMaxAge   time.Duration `name:"results-max-age" group:"streams" default:"192h" help:"How long results are kept; 0 is for ever."`
 	ResultsMaxBytes byteSize      `name:"results-max-bytes" group:"streams" default:"0" help:"How much room results may take; when it is full the bridge holds results and takes no work. 0 is no limit."`
 	CompressResults bool          `name:"compress-results" group:"streams" help:"Store results compressed (S2), for some of the server's CPU."`
 	AckWait         time.Duration `name:"ack-wait" group:"streams" default:"2m" help:"How long another bridge waits before it takes over the requests of one that went silent."`
@@ -301,6 +301,7 @@ func (c *serveConfig) streamOptions() publish.Options {
 		CompressResults: ifGiven(c.given, "compress-results", c.CompressResults),
 		AckWait:         ifGiven(c.given, "ack-wait", c.AckWait),
 		MaxAckPending:   ifGiven(c.given, "max-ack-pending", c.MaxAckPending),
+		Timeout:         &c.Timeout,
 	}
 	if o.ResultsMaxBytes != nil && *o.ResultsMaxBytes == 0 {
 		*o.ResultsMaxBytes = -1 // JetStream's word for no limit

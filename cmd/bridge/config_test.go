@@ -77,8 +77,8 @@ func TestDefaultsAreTheContract(t *testing.T) {
 	require.Equal(t, byteSize(64<<20), c.MaxResult)
 	require.Equal(t, 30*time.Second, c.DrainTimeout)
 	require.Equal(t, "127.0.0.1:8910", c.HTTP)
-	require.Equal(t, 168*time.Hour, c.StatesMaxAge)
-	require.Equal(t, 168*time.Hour, c.ResultsMaxAge)
+	require.Equal(t, 192*time.Hour, c.StatesMaxAge)
+	require.Equal(t, 192*time.Hour, c.ResultsMaxAge)
 	require.Equal(t, 1, c.Replicas)
 	require.Empty(t, c.apiKey)
 	for _, flag := range following {
@@ -236,7 +236,7 @@ func TestWhatIsWrongIsNamedInOneLineWithItsMend(t *testing.T) {
 		{name: "poll timeout", args: "--poll-timeout=0s", want: "--poll-timeout: 0s is too short"},
 		{name: "negative rate", args: "--polls-per-second=-1", want: "--polls-per-second: -1 is below 0"},
 		{name: "backoff", args: "--backoff-max=100ms", want: "--backoff-max: 100ms is shorter than --backoff-initial"},
-		{name: "ages", args: "--timeout=200h", want: "--states-max-age: 168h0m0s is not longer than --timeout 200h0m0s"},
+		{name: "ages", args: "--timeout=200h", want: "--states-max-age: 192h0m0s is not longer than --timeout 200h0m0s"},
 		{name: "memory", args: "--result-memory=1KiB", want: "--result-memory: 1KiB does not hold one result of --max-inline-result 512KiB"},
 		{name: "requests", args: "--max-requests=300000", want: "--max-requests: 300000 is more than --max-ack-pending 200000"},
 		{name: "descriptors", args: "--max-polls=2000000000", want: "--max-polls: 2000000000 polls in flight need more than"},

@@ -43,6 +43,8 @@ type Config struct {
 	Max      int // items held at a time
 	Consumer func(ctx context.Context) (jetstream.Consumer, error)
 	CheckID  func(id string) error
+	// CheckTimeout says why a request may not last so long; 0: as long as those do that name no time-out.
+	CheckTimeout func(timeout time.Duration) error
 	// Handle takes items over, each with the duty to settle its lease. They are MaxBatch at most; up to maxHandling calls
 	// run at a time.
 	Handle func(ctx context.Context, items []Item)
@@ -193,6 +195,9 @@ func (in *Intake) take(ctx, stop context.Context, items []Item, m jetstream.Msg,
 	}
 	in.cfg.Metrics.deliveries.Inc()
 	submission, err := Parse(m.Headers(), m.Data(), in.cfg.CheckID)
+	if err == nil {
+		err = in.cfg.CheckTimeout(submission.Timeout)
+	}
 	if err != nil {
 		in.reject(ctx, seq, err.Error(), m, lease)
 		return items

@@ -249,7 +249,8 @@ func (w *world) bridge(change func(*Config)) *bridge {
 	publisher := publish.New(publish.Config{Conn: w.nc, JetStream: w.js, Names: w.names, MaxInline: 1 << 10})
 	cfg := Config{
 		Keeper: b.keeper, Max: 1000, Consumer: w.consumer, CheckID: publish.CheckID,
-		Handle: b.handle, Reject: publisher.Reject, Paused: func() string { return "" }, Metrics: metrics, Log: log,
+		CheckTimeout: func(time.Duration) error { return nil },
+		Handle:       b.handle, Reject: publisher.Reject, Paused: func() string { return "" }, Metrics: metrics, Log: log,
 	}
 	if change != nil {
 		change(&cfg)

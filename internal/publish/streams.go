@@ -15,17 +15,18 @@ import (
 // where nothing stands yet; a set field that differs from what stands is an error.
 type Options struct {
 	Replicas        *int           // 1, 3 or 5; default 1
-	StatesMaxAge    *time.Duration // how long logs are kept; default 7 d. Longer than any timeout
-	ResultsMaxAge   *time.Duration // how long results are kept; default 7 d
+	StatesMaxAge    *time.Duration // how long logs are kept; default 8 d. Longer than any timeout
+	ResultsMaxAge   *time.Duration // how long results are kept; default 8 d
 	ResultsMaxBytes *int64         // of the results stream; default no limit
 	CompressResults *bool          // S2 on the results stream; default off
 	AckWait         *time.Duration // default 2 min
 	MaxAckPending   *int           // requests held by all bridges together; default 200,000
+	Timeout         *time.Duration // of requests that name none: what stands has to keep logs for longer
 }
 
 // Defaults of Options.
 const (
-	DefaultMaxAge        = 7 * 24 * time.Hour
+	DefaultMaxAge        = 8 * 24 * time.Hour // a day more than the longest timeout of a submission
 	DefaultAckWait       = 2 * time.Minute
 	DefaultMaxAckPending = 200_000
 )
@@ -180,6 +181,9 @@ func (n Names) streamDifferences(have, want jetstream.StreamConfig, o Options) [
 	case n.StatesStream():
 		if o.StatesMaxAge != nil {
 			d.check("max age", have.MaxAge, want.MaxAge)
+		}
+		if o.Timeout != nil && have.MaxAge > 0 && have.MaxAge <= *o.Timeout {
+			d.check("max age", have.MaxAge, fmt.Sprintf("more than %v (--timeout)", *o.Timeout))
 		}
 	case n.ResultsStream():
 		if o.ResultsMaxAge != nil {

@@ -84,7 +84,7 @@ func TestStreamsStandAsTheContractSays(t *testing.T) {
 			require.Equal(t, []string{c.ingest}, s.Subjects)
 			require.Equal(t, c.discard, s.Discard)
 			require.Equal(t, c.perSubject, s.MaxMsgsPerSubject)
-			require.Equal(t, 7*24*time.Hour, s.MaxAge)
+			require.Equal(t, 8*24*time.Hour, s.MaxAge)
 			require.Equal(t, 10*time.Second, s.Duplicates)
 			require.Equal(t, jetstream.FileStorage, s.Storage)
 			require.True(t, s.AllowDirect && s.DenyDelete)
@@ -123,7 +123,7 @@ func TestOptionsShapeWhatIsMade(t *testing.T) {
 }
 
 func TestAnOptionThatDiffersFromWhatStandsIsNamed(t *testing.T) {
-	three, hour, bytes, yes, wait, pending := 3, time.Hour, int64(1<<20), true, time.Minute, 5
+	three, hour, eightDays, bytes, yes, wait, pending := 3, time.Hour, 8*24*time.Hour, int64(1<<20), true, time.Minute, 5
 	for _, c := range []struct {
 		name string
 		o    Options
@@ -133,8 +133,9 @@ func TestAnOptionThatDiffersFromWhatStandsIsNamed(t *testing.T) {
 			"stream TINKER_WORK: replicas is 1, want 3", "stream TINKER_STATES: replicas is 1, want 3",
 			"stream TINKER_RESULTS: replicas is 1, want 3", "stream TINKER_REJECTED: replicas is 1, want 3",
 		}},
-		{"age of logs", Options{StatesMaxAge: &hour}, []string{"stream TINKER_STATES: max age is 168h0m0s, want 1h0m0s"}},
-		{"age of results", Options{ResultsMaxAge: &hour}, []string{"stream TINKER_RESULTS: max age is 168h0m0s, want 1h0m0s"}},
+		{"age of logs", Options{StatesMaxAge: &hour}, []string{"stream TINKER_STATES: max age is 192h0m0s, want 1h0m0s"}},
+		{"age of results", Options{ResultsMaxAge: &hour}, []string{"stream TINKER_RESULTS: max age is 192h0m0s, want 1h0m0s"}},
+		{"age of logs that a timeout outlives", Options{Timeout: &eightDays}, []string{"stream TINKER_STATES: max age is 192h0m0s, want more than 192h0m0s (--timeout)"}},
 		{"bytes of results", Options{ResultsMaxBytes: &bytes}, []string{"stream TINKER_RESULTS: max bytes is -1, want 1048576"}},
 		{"compression", Options{CompressResults: &yes}, []string{"stream TINKER_RESULTS: compression is None, want S2"}},
 		{"consumer", Options{AckWait: &wait, MaxAckPending: &pending}, []string{
