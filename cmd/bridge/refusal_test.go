@@ -21,6 +21,7 @@ type refusal struct {
 	why    string // notReady says so meanwhile
 	away   bool   // the server takes nothing at all meanwhile
 	heals  bool   // the bridge ends it by itself, within a minute
+	erases bool   // events that were stored are gone
 }
 
 // custom runs the server with options of its own; nil: with what the embedded one has.
@@ -79,10 +80,24 @@ func refusals() []refusal {
 			},
 		}
 	}
+	logs := missing("the states stream", "TINKER_STATES", "ingest.tinker.state cannot be stored")
+	logs.erases = true
 	return []refusal{
 		stream("the results stream", "TINKER_RESULTS", "ingest.tinker.result cannot be stored"),
 		stream("the states stream", "TINKER_STATES", "ingest.tinker.state cannot be stored"),
 		missing("the results stream", "TINKER_RESULTS", "ingest.tinker.result cannot be stored"),
+		logs,
+		{
+			name: "the object store is deleted", why: "TINKER_LARGE", heals: true,
+			begins: func(w *world) {
+				w.limit("TINKER_RESULTS", func(c *jetstream.StreamConfig) { c.MaxMsgSize = 2000 })
+				require.NoError(w.t, w.js.DeleteStream(w.t.Context(), "OBJ_TINKER_LARGE"))
+			},
+			ends: func(w *world) {
+				_, err := publish.Ensure(w.t.Context(), w.js, w.names, publish.Options{})
+				require.NoError(w.t, err)
+			},
+		},
 		{
 			name: "results are larger than stream and bucket take", why: "TINKER_LARGE",
 			begins: func(w *world) {
@@ -96,6 +111,23 @@ func refusals() []refusal {
 			begins: func(w *world) { w.custom(func(o *server.Options) { o.JetStreamMaxStore = 1 }) },
 			ends:   func(w *world) { w.custom(nil) },
 			away:   true,
+		},
+		{
+			name: "the server's store is full", why: "cannot be stored",
+			begins: func(w *world) { w.custom(func(o *server.Options) { o.JetStreamMaxStore = 60 << 10 }) },
+			ends:   func(w *world) { w.custom(nil) },
+			away:   true,
+		},
+		{
+			// A server without space on its disk, or in lame duck mode, goes on as one without JetStream until it is restarted.
+			name: "the server has shut JetStream down", why: "cannot fetch work",
+			begins: func(w *world) {
+				w.custom(nil)
+				time.Sleep(3 * time.Second)
+				require.NoError(w.t, w.server.Load().natsServer.(plainServer).ShutdownJetStream())
+			},
+			ends: func(w *world) { w.custom(nil) },
+			away: true,
 		},
 		{
 			name: "results may not be published", why: "ingest.tinker.result cannot be stored",
@@ -134,7 +166,7 @@ func TestARefusalHoldsResultsAndWork(t *testing.T) {
 				w.settled(5 * time.Minute)
 				time.Sleep(5 * time.Second)
 				require.Empty(t, b.notReady())
-				require.Equal(t, "completed", only(t, w.check()))
+				c.verdict(t, w)
 				w.close()
 			})
 		})
@@ -163,20 +195,34 @@ func TestADrainDuringARefusalLosesNothing(t *testing.T) {
 				<-b.ended
 				w.bridge("bridge-2")
 				w.settled(5 * time.Minute)
-				require.Equal(t, "completed", only(t, w.check()))
+				c.verdict(t, w)
 				w.close()
 			})
 		})
 	}
 }
 
-// A server whose max_payload is lower than the bridge was told: results go to the object store in its place.
+// verdict is that everything has completed, and that nothing is gone but what somebody has deleted.
+func (c refusal) verdict(t *testing.T, w *world) {
+	t.Helper()
+	if !c.erases {
+		require.Equal(t, "completed", only(t, w.check()))
+		return
+	}
+	report := w.judge()
+	require.Equal(t, "completed", only(t, report))
+	require.Equal(t, report.Accepted, report.Terminal)
+	require.Zero(t, report.Lost)
+}
+
+// A server that comes back with a max_payload lower than the bridge was told: results go to the object store instead.
 func TestAServerThatTakesLessGetsObjects(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, once(large()))
-		w.custom(func(o *server.Options) { o.MaxPayload = 20 << 10 })
 		w.bridge("bridge-1")
 		w.submit(ids("req", 10)...)
+		time.Sleep(2 * time.Second)
+		w.custom(func(o *server.Options) { o.MaxPayload = 20 << 10 })
 		w.settled(5 * time.Minute)
 		require.Equal(t, "completed", only(t, w.check()))
 		_, results := w.history()
