@@ -193,5 +193,9 @@ func (b *bridge) notReady() string {
 	case b.engine.KeyRefused():
 		return "the upstream refuses the API key or the bill (401 or 402)"
 	}
-	return b.intake.Trouble()
+	why := b.intake.Trouble()
+	if why != "" && b.cfg.lameDuck.Load() {
+		why = "the NATS server is about to stop (lame duck mode): " + why
+	}
+	return why
 }

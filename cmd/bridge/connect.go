@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -33,7 +34,8 @@ type natsFlags struct {
 	NatsKey     string `name:"nats-key" group:"nats" placeholder:"FILE" help:"Key of the client certificate (PEM)."`
 	Prefix      string `name:"prefix" group:"nats" default:"tinker" help:"First tokens of all subjects; streams are named after them."`
 
-	given given // by which flags somebody asked for something
+	given    given       // by which flags somebody asked for something
+	lameDuck atomic.Bool // the server that dial connected to says that it is about to stop
 }
 
 // setGiven is called once the command line has been parsed.
@@ -207,6 +209,7 @@ func (f *natsFlags) handlers(o dialOptions) []nats.Option {
 			mu.Lock()
 			told = time.Time{}
 			mu.Unlock()
+			f.lameDuck.Store(false)
 			log.Warn("connected to NATS again", "url", where(nc), "server", nc.ConnectedServerName())
 		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
@@ -224,7 +227,10 @@ func (f *natsFlags) handlers(o dialOptions) []nats.Option {
 			log.Warn("cannot connect to NATS; trying again", "err", f.mend(err))
 		}),
 		nats.LameDuckModeHandler(func(nc *nats.Conn) {
-			log.Warn("the NATS server is about to stop", "url", where(nc))
+			if !f.lameDuck.Swap(true) {
+				log.Warn("the NATS server is about to stop (lame duck mode): it stores nothing more itself and will close this connection; "+
+					"going on at another server of its cluster, or waiting for it to come back", "url", where(nc), "server", nc.ConnectedServerName())
+			}
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
 			args := []any{"err", err}

@@ -33,6 +33,8 @@ var scenarios = []Scenario{
 	{Name: "reconnect storms", Run: reconnects},
 	{Name: "zombies", Run: zombies},
 	{Name: "two holders", Run: twoHolders},
+	{Name: "no space", Run: noSpace},
+	{Name: "lame duck", Run: lameDuck},
 }
 
 // Row is what came of a scenario. It is safe for concurrent use.

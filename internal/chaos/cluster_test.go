@@ -34,7 +34,8 @@ type node struct {
 	args []string
 }
 
-func newCluster(t *testing.T) *cluster {
+// newCluster starts one; config is what servers are told besides how they find each other.
+func newCluster(t *testing.T, config string) *cluster {
 	t.Helper()
 	c := &cluster{t: t}
 	ports := freePorts(t, 6)
@@ -48,7 +49,9 @@ func newCluster(t *testing.T) *cluster {
 		n.args = []string{
 			"--server_name", n.name, "--cluster_name", "chaos", "--jetstream", "--store_dir", filepath.Join(dir, n.name),
 			"--addr", "127.0.0.1", "--port", fmt.Sprint(ports[i]), "--cluster", routes[i], "--routes", strings.Join(routes, ","),
+			"--config", filepath.Join(dir, n.name+".conf"),
 		}
+		n.configure(config)
 		c.nodes = append(c.nodes, n)
 		n.start()
 	}
@@ -144,7 +147,7 @@ func clusterLeaders(t *testing.T, row *Row) {
 	}
 	// A lease has to be longer than the election of a leader, up to 10 s, in which nobody can extend it.
 	const ackWait = 15 * time.Second
-	c := newCluster(t)
+	c := newCluster(t, "")
 	nc := connect(t, c.urls())
 	script := sim.Script{Profiles: []sim.Profile{
 		{Name: "active", Weight: 3, Steps: []sim.Step{{State: "active", For: time.Second, Spread: spread}, {Answer: "completed", ResultBytes: 600}}},

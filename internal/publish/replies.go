@@ -2,6 +2,7 @@ package publish
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"strings"
 	"sync"
@@ -61,6 +62,9 @@ func (r *replies) take(rest string, m *nats.Msg) {
 	}
 }
 
+// errSilent: a stream that cannot write, or that has no leader, does not answer at all.
+var errSilent = errors.New("no answer; if that lasts, the NATS server's log says why, and a disk that is full is one reason")
+
 // ask publishes and waits for the ack, for ackTimeout at most.
 func (r *replies) ask(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
 	inbox, err := r.listen()
@@ -96,7 +100,7 @@ func (r *replies) ask(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
 			}
 			return m, nil
 		case <-w.timer.C:
-			return nil, nats.ErrTimeout
+			return nil, errSilent
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
