@@ -113,13 +113,7 @@ func refusals() []refusal {
 			away:   true,
 		},
 		{
-			name: "the server's store is full", why: "cannot be stored",
-			begins: func(w *world) { w.custom(func(o *server.Options) { o.JetStreamMaxStore = 60 << 10 }) },
-			ends:   func(w *world) { w.custom(nil) },
-			away:   true,
-		},
-		{
-			// A server without space on its disk, or in lame duck mode, goes on as one without JetStream until it is restarted.
+			// A server in lame duck mode goes on as one without JetStream. One that has no listener cannot be put into it.
 			name: "the server has shut JetStream down", why: "cannot fetch work",
 			begins: func(w *world) {
 				w.custom(nil)

@@ -202,7 +202,7 @@ func (in *Intake) take(ctx, stop context.Context, items []Item, m jetstream.Msg,
 		in.reject(ctx, seq, err.Error(), m, lease)
 		return items
 	}
-	if meta.NumDelivered > 1 || time.Since(meta.Timestamp) > in.cfg.Keeper.ackWait/10 {
+	if meta.NumDelivered > 1 || time.Since(meta.Timestamp).Abs() > in.cfg.Keeper.ackWait/10 { // old, or our clock is wrong
 		lease.announce()
 	}
 	return append(items, Item{

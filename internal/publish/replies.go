@@ -63,7 +63,7 @@ func (r *replies) take(rest string, m *nats.Msg) {
 }
 
 // errSilent: a stream that cannot write, or that has no leader, does not answer at all.
-var errSilent = errors.New("no answer; if that lasts, the NATS server's log says why, and a disk that is full is one reason")
+var errSilent = errors.New("no answer; if that lasts, the logs of this bridge and of the NATS server say why: a permission that is missing, or a disk that is full")
 
 // ask publishes and waits for the ack, for ackTimeout at most.
 func (r *replies) ask(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
