@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -15,13 +16,17 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http/httpguts"
 )
 
-// DefaultPath is where the hosted server answers.
-const DefaultPath = "/api/v1/retrieve_future"
+// DefaultPath is where the hosted server answers, DefaultKeyHeader where it looks for the key.
+const (
+	DefaultPath      = "/api/v1/retrieve_future"
+	DefaultKeyHeader = "X-API-Key"
+)
 
 // maxPooled bounds the buffers that are kept: a large one would stay in memory with the next small result.
 const maxPooled = 64 << 10
@@ -31,11 +36,16 @@ type Config struct {
 	BaseURL   string        // scheme and host, with a path before Path if there is one
 	Path      string        // default DefaultPath
 	Key       string        // sent in KeyHeader; empty: none
-	KeyHeader string        // default X-API-Key; for Authorization a bare key is sent as a Bearer token
+	KeyHeader string        // default DefaultKeyHeader; for Authorization a bare key is sent as a Bearer token
 	Header    http.Header   // further headers for every poll
 	MaxResult int64         // bytes of a body after decompression; default 64 MiB
 	Timeout   time.Duration // of one poll, from its start to the last byte of its answer; default 65 s
 	UserAgent string        // default "future-bridge"
+
+	// KeyRefused is called when the upstream refuses the key, by whoever polls, before Retrieve returns. It may call
+	// SetKey. Optional.
+	KeyRefused func()
+	Secrets    []string // what else must be in no text of an outcome, such as a proxy's password
 
 	Transport http.RoundTripper // default NewTransport
 	// Fresh makes polls that must not use a connection that was used before; default: a transport without keep-alives.
@@ -54,14 +64,19 @@ type Query struct {
 
 // Client makes attempts against one upstream. It is safe for concurrent use.
 type Client struct {
-	url       *url.URL
-	header    http.Header
-	secrets   *redactor
-	maxResult int64
-	timeout   time.Duration
-	transport http.RoundTripper
-	fresh     http.RoundTripper
-	buffers   sync.Pool
+	url        *url.URL
+	identity   atomic.Pointer[identity]
+	keyRefused func()
+	maxResult  int64
+	timeout    time.Duration
+	transport  http.RoundTripper
+	fresh      http.RoundTripper
+	buffers    sync.Pool
+
+	keyHeader string
+	header    http.Header // without the key
+	secrets   []string    // without the key
+	rekeying  sync.Mutex
 }
 
 // New checks a config. Its errors name the field and never contain the key.
@@ -85,7 +100,9 @@ func New(cfg Config) (*Client, error) {
 	base.Path = strings.TrimSuffix(base.Path, "/") + cfg.Path
 	c := &Client{
 		url: base, maxResult: cfg.MaxResult, timeout: cfg.Timeout, transport: cfg.Transport, fresh: cfg.Fresh,
-		buffers: sync.Pool{New: func() any { return new(bytes.Buffer) }},
+		buffers:    sync.Pool{New: func() any { return new(bytes.Buffer) }},
+		keyRefused: cfg.KeyRefused, keyHeader: http.CanonicalHeaderKey(cmp.Or(cfg.KeyHeader, DefaultKeyHeader)),
+		secrets: slices.DeleteFunc(slices.Clone(cfg.Secrets), func(s string) bool { return s == "" }),
 		header: http.Header{
 			"Accept":       {"application/x-protobuf, application/json"}, // the official SDK's order
 			"Content-Type": {"application/json"},
@@ -95,32 +112,18 @@ func New(cfg Config) (*Client, error) {
 	if cfg.UserAgent != "" {
 		c.header["User-Agent"] = []string{cfg.UserAgent}
 	}
-	var secrets []string
 	for name, values := range cfg.Header {
 		for _, v := range values {
 			if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(v) {
 				return nil, fmt.Errorf("upstream header %q: the name must be a token and the value printable", name)
 			}
-			secrets = append(secrets, tokens(v)...)
+			c.secrets = append(c.secrets, tokens(v)...)
 		}
 		c.header[http.CanonicalHeaderKey(name)] = values
 	}
-	if cfg.Key != "" {
-		name := http.CanonicalHeaderKey(cfg.KeyHeader)
-		if name == "" {
-			name = "X-Api-Key"
-		}
-		value := cfg.Key
-		if name == "Authorization" && !strings.Contains(value, " ") {
-			value = "Bearer " + value
-		}
-		if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(value) {
-			return nil, fmt.Errorf("upstream key: header %q and the key must be printable, on one line", name)
-		}
-		c.header[name] = []string{value}
-		secrets = append(append(secrets, value, cfg.Key), tokens(value)...)
+	if err := c.SetKey(cfg.Key); err != nil {
+		return nil, err
 	}
-	c.secrets = newRedactor(secrets)
 	if c.maxResult <= 0 {
 		c.maxResult = 64 << 20
 	}
@@ -139,14 +142,6 @@ func New(cfg Config) (*Client, error) {
 		}
 	}
 	return c, nil
-}
-
-// tokens are the secrets in a header's value: all of it, and the token of "Bearer token". What is shorter is no secret,
-// and taking it out would garble messages.
-func tokens(value string) []string {
-	const least = 8
-	whole := []string{value, value[strings.LastIndexByte(value, ' ')+1:]}
-	return slices.DeleteFunc(whole, func(s string) bool { return len(s) < least })
 }
 
 // TransportConfig is what differs between upstreams below HTTP.
@@ -202,22 +197,29 @@ func (c *Client) Retrieve(ctx context.Context, q Query) Outcome {
 		GotConn: func(httptrace.GotConnInfo) { sent = true },
 	})
 	// RoundTrip, not Client.Do: no redirect is followed, no cookie kept, and the request is built only once.
-	res, err := transport.RoundTrip(c.request(ctx, q))
+	id := c.identity.Load()
+	res, err := transport.RoundTrip(c.request(ctx, q, id.header))
 	if err != nil {
-		return c.noAnswer(ctx, err, sent)
+		return id.noAnswer(ctx, err, sent)
 	}
 	buf := c.buffers.Get().(*bytes.Buffer)
 	buf.Reset()
-	o := c.read(res, buf)
+	o := c.read(res, buf, id)
 	if o.Result == nil && buf.Cap() <= maxPooled { // a result takes the buffer along
 		c.buffers.Put(buf)
+	}
+	if o.Kind == Unauthorized {
+		if c.keyRefused != nil {
+			c.keyRefused()
+		}
+		o.StaleKey = c.identity.Load().key != id.key
 	}
 	return o
 }
 
-func (c *Client) request(ctx context.Context, q Query) *http.Request {
-	header := make(http.Header, len(c.header)+2)
-	for name, values := range c.header {
+func (c *Client) request(ctx context.Context, q Query, own http.Header) *http.Request {
+	header := make(http.Header, len(own)+2)
+	for name, values := range own {
 		header[name] = values
 	}
 	header["X-Tinker-Request-Iteration"] = []string{strconv.Itoa(q.Iteration)}
@@ -236,7 +238,7 @@ func (c *Client) request(ctx context.Context, q Query) *http.Request {
 	}).WithContext(ctx)
 }
 
-func (c *Client) read(res *http.Response, buf *bytes.Buffer) Outcome {
+func (c *Client) read(res *http.Response, buf *bytes.Buffer, id *identity) Outcome {
 	defer res.Body.Close()
 	if res.ContentLength > 0 && res.ContentLength <= c.maxResult {
 		buf.Grow(int(res.ContentLength) + bytes.MinRead)
@@ -248,9 +250,12 @@ func (c *Client) read(res *http.Response, buf *bytes.Buffer) Outcome {
 	case err != nil:
 		// An answer that broke off midway is a fault of the connection even when it was our own time that ran out:
 		// its status line says that there is one.
-		return Outcome{Kind: Unreachable, HTTPStatus: res.StatusCode, BrokeOff: true, Failure: c.connection("the answer broke off", err)}
+		return Outcome{Kind: Unreachable, HTTPStatus: res.StatusCode, BrokeOff: true, Failure: id.connection("the answer broke off", err)}
 	}
-	o := classify(answer{status: res.StatusCode, header: res.Header, body: buf.Bytes(), at: time.Now(), secrets: c.secrets})
+	if res.StatusCode == http.StatusProxyAuthRequired { // never the upstream's own word
+		return Outcome{Kind: Unreachable, HTTPStatus: res.StatusCode, Failure: id.connection("the upstream cannot be reached", errProxy)}
+	}
+	o := classify(answer{status: res.StatusCode, header: res.Header, body: buf.Bytes(), at: time.Now(), secrets: id.secrets})
 	switch {
 	case o.Kind == Metadata && o.PayloadBytes > c.maxResult:
 		return c.tooLarge(res.StatusCode)
@@ -271,13 +276,15 @@ func (c *Client) tooLarge(status int) Outcome {
 
 // noAnswer classifies an attempt that brought no status line. The time-out of a poll that the upstream holds is as good
 // as pending; either way the upstream may have handed out the result to it.
-func (c *Client) noAnswer(ctx context.Context, err error, sent bool) Outcome {
+func (id *identity) noAnswer(ctx context.Context, err error, sent bool) Outcome {
 	if sent && ctx.Err() != nil { // our own time: a handshake or a connection that times out is a fault
 		return Outcome{Kind: NoAnswer, BrokeOff: true}
 	}
-	return Outcome{Kind: Unreachable, BrokeOff: sent, Failure: c.connection("the upstream cannot be reached", err)}
+	return Outcome{Kind: Unreachable, BrokeOff: sent, Failure: id.connection("the upstream cannot be reached", err)}
 }
 
-func (c *Client) connection(what string, err error) *Failure {
-	return &Failure{Type: APIConnection, Category: Unknown, Message: c.secrets.quote(what+": "+err.Error(), maxText)}
+var errProxy = errors.New("the proxy refuses user and password (407)")
+
+func (id *identity) connection(what string, err error) *Failure {
+	return &Failure{Type: APIConnection, Category: Unknown, Message: id.secrets.quote(what+": "+err.Error(), maxText)}
 }

@@ -169,3 +169,44 @@ func TestTheKeyIsInNoErrorOfTheConnection(t *testing.T) {
 		})
 	}
 }
+
+func TestAChangedKeyIsSentFromTheNextPollOn(t *testing.T) {
+	var c *Client
+	var sent []string
+	renew := func() {}
+	c = upstream(t, Config{Key: "first-key", KeyHeader: "authorization", KeyRefused: func() { renew() }}, func(w http.ResponseWriter, r *http.Request) {
+		sent = append(sent, r.Header.Get("Authorization"))
+		w.WriteHeader(401)
+		_, _ = io.WriteString(w, `{"detail":"neither first-key nor second-key, not even third-key"}`)
+	})
+	got := retrieve(t, c, Query{RequestID: "id"})
+	require.Equal(t, Unauthorized, got.Kind)
+	require.False(t, got.StaleKey)
+	require.Equal(t, "neither [redacted] nor second-key, not even third-key", got.Failure.Message)
+
+	renew = func() { require.NoError(t, c.SetKey("second-key")) }
+	got = retrieve(t, c, Query{RequestID: "id"})
+	require.True(t, got.StaleKey, "another key has come while the poll was out")
+	got = retrieve(t, c, Query{RequestID: "id"})
+	require.False(t, got.StaleKey, "the same key again is no other")
+	require.Equal(t, "neither [redacted] nor [redacted], not even third-key", got.Failure.Message)
+
+	require.NoError(t, c.SetKey("third-key"))
+	got = retrieve(t, c, Query{RequestID: "id"})
+	require.True(t, got.StaleKey)
+	require.Equal(t, "neither first-key nor [redacted], not even [redacted]", got.Failure.Message)
+	require.Equal(t, []string{"Bearer first-key", "Bearer first-key", "Bearer second-key", "Bearer third-key"}, sent)
+	require.ErrorContains(t, c.SetKey("a\nb"), "on one line")
+	require.NoError(t, c.SetKey(""))
+	renew = func() {}
+	retrieve(t, c, Query{RequestID: "id"})
+	require.Empty(t, sent[4])
+}
+
+func TestWhatElseIsSecretIsTakenOutToo(t *testing.T) {
+	c := upstream(t, Config{Secrets: []string{"", "pw", "dTpwdw=="}}, func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(403)
+		_, _ = io.WriteString(w, `{"detail":"Basic dTpwdw== (pw)"}`)
+	})
+	require.Equal(t, "Basic [redacted] ([redacted])", retrieve(t, c, Query{RequestID: "id"}).Failure.Message)
+}

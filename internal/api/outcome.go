@@ -91,6 +91,8 @@ type Outcome struct {
 	// Failure explains every kind but Pending, Metadata, Completed and NoAnswer.
 	Failure *Failure
 
+	// StaleKey: the key that was refused is no longer in use, so Unauthorized says nothing about the one that is.
+	StaleKey bool
 	// BrokeOff: the upstream may have handed the result to this attempt, which did not get it whole.
 	BrokeOff bool
 	// Fingerprint is a hash of status and body of a ServerFault: a job that failed answers the same for ever.

@@ -34,6 +34,7 @@ func TestEachAnswerHasItsWireShape(t *testing.T) {
 		{"pending", Style{PendingStyle: "pending"}, Step{State: "active"}, 200, `{"status":"pending","request_id":"i\"d"}`, nil, "pending"},
 		{"202", Style{PendingStyle: "202"}, Step{}, 202, `{"status":"pending","request_id":"i\"d"}`, nil, "pending"},
 		{"408 bare", Style{PendingStyle: "408"}, Step{State: "active", RetryAfter: 2}, 408, ``, map[string]string{"Retry-After": "2"}, "pending"},
+		{"408 detail", Style{PendingStyle: "408_detail"}, Step{State: "active"}, 408, `{"detail":"the future is not ready"}`, nil, "pending"},
 		{"408 full", Style{PendingStyle: "408_full"}, Step{State: "active"}, 408, `{"type":"try_again","request_id":"i\"d","queue_state":"active"}`, nil, "pending"},
 		{"a step's own style", Style{PendingStyle: "408"}, Step{Style: "202"}, 202, `{"status":"pending","request_id":"i\"d"}`, nil, "pending"},
 		{"completed", Style{}, Step{Answer: "completed", Result: `{"n": 12345678901234567890}`}, 200, `{"status":"completed","result":{"n": 12345678901234567890}}`, nil, "completed"},

@@ -12,8 +12,9 @@ import (
 
 // The words of a script. The first of each is what an empty value means.
 var (
+	keyHeaders      = []string{"X-Api-Key", "Authorization"}
 	unknownStyles   = []string{"create", "404", "error", "try_again"}
-	pendingStyles   = []string{"try_again", "pending", "202", "408", "408_full"}
+	pendingStyles   = []string{"try_again", "pending", "202", "408", "408_detail", "408_full"}
 	failureStyles   = []string{"flat", "enveloped", "error_message", "400", "422", "500"}
 	resultStyles    = []string{"enveloped", "bare"}
 	retentionStyles = []string{"forever", "once", "ended", "delivered"}
@@ -28,6 +29,12 @@ func (s Script) Check() error {
 		return err
 	}
 	if err := oneOf("unknown", s.Unknown, unknownStyles); err != nil {
+		return err
+	}
+	if s.Path != "" && !strings.HasPrefix(s.Path, "/") || strings.ContainsAny(s.Path, "{} ") || strings.HasPrefix(s.Path, "/sim/") {
+		return fmt.Errorf("path: %q cannot be served: write one such as /api/v1/retrieve_future", s.Path)
+	}
+	if err := oneOf("key_header", http.CanonicalHeaderKey(s.KeyHeader), keyHeaders); err != nil {
 		return err
 	}
 	if err := s.Style.check("style"); err != nil {

@@ -140,6 +140,10 @@ func (s *step) renderPending(style string) {
 	case "408":
 		s.code = http.StatusRequestTimeout
 		return
+	case "408_detail":
+		s.code = http.StatusRequestTimeout
+		s.head = s.detail("the future is not ready")
+		return
 	case "pending", "202":
 		if style == "202" {
 			s.code = http.StatusAccepted

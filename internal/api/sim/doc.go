@@ -16,6 +16,8 @@
 //	seed            number; ids, generated results, weights and noise follow from it
 //	id_format       of minted ids: uuid (default) train sample req req32 fut hex int negative gw unload mixed
 //	unknown         what an id gets that nobody made: create (default) 404 error try_again
+//	path            where polls are answered, and nowhere else (default: the three paths under HTTP, below)
+//	key_header      where an API key counts, and nowhere else: X-API-Key, or Authorization as "Bearer KEY" (default: either)
 //	require_headers names; a poll without one of them gets 400
 //	style           the server's habits, below
 //	rate_limit      {"per_second":200,"burst":20,"with":STEP}; beyond it polls get "with" (default: 429)
@@ -33,7 +35,7 @@
 //
 //	hold               how long a pending poll is held (0)
 //	latency            added before every answer (0)
-//	pending_style      try_again (default), pending (200), 202, 408 (bare), 408_full
+//	pending_style      try_again (default), pending (200), 202, 408 (bare), 408_detail, 408_full
 //	failure_style      flat (default; 200 {"error":"…","category":…}), enveloped (200 {"status":"failed","error":{…}}),
 //	                   error_message (200), 400, 422, 500 (each {"detail":"…"})
 //	result_style       enveloped (default; {"status":"completed","result":…}) or bare

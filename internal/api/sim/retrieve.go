@@ -104,10 +104,20 @@ func (s *Sim) read(r *http.Request) *poll {
 
 // authorized says whether a request carries the API key, where one is wanted.
 func (s *Sim) authorized(r *http.Request) bool {
-	if len(s.apiKey) == 0 {
+	s.mu.Lock()
+	want := s.apiKey
+	s.mu.Unlock()
+	if len(want) == 0 {
 		return true
 	}
-	return subtle.ConstantTimeCompare([]byte(sentKey(r)), s.apiKey) == 1
+	key := sentKey(r)
+	switch http.CanonicalHeaderKey(s.script.KeyHeader) {
+	case "X-Api-Key":
+		key = r.Header.Get("X-Api-Key")
+	case "Authorization":
+		key, _ = strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	}
+	return subtle.ConstantTimeCompare([]byte(key), want) == 1
 }
 
 func sentKey(r *http.Request) string {

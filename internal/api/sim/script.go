@@ -7,6 +7,8 @@ type Script struct {
 	Seed           uint64    `json:"seed"`
 	IDFormat       string    `json:"id_format"`
 	Unknown        string    `json:"unknown"`
+	Path           string    `json:"path"`
+	KeyHeader      string    `json:"key_header"`
 	RequireHeaders []string  `json:"require_headers"`
 	Style          Style     `json:"style"` // before Profiles: their styles start from it when a script is parsed
 	RateLimit      RateLimit `json:"rate_limit"`

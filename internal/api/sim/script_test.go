@@ -59,7 +59,7 @@ func TestAScriptThatCannotBePlayedIsNamedAndMended(t *testing.T) {
 		"{\n\n]":                           "line 3 is not JSON",
 		`[]`:                               "the script: [] is not an object",
 		`{"sede":1}`:                       `sede: unknown key: did you mean "seed"?`,
-		`{"colour":1}`:                     `colour: unknown key: the keys here are id_format, noise, outages,`,
+		`{"colour":1}`:                     `colour: unknown key: the keys here are id_format, key_header, noise, outages,`,
 		`{"seed":1,"seed":2}`:              `seed: the key stands twice`,
 		`{"seed":-1}`:                      `seed: -1 does not fit: write a whole number from 0 on`,
 		`{"profiles":{}}`:                  `profiles: {} is not a list`,

@@ -44,6 +44,13 @@ type Option func(*Sim)
 // WithAPIKey makes the Sim answer 401 to whoever does not send this key as X-API-Key or as a bearer token.
 func WithAPIKey(key string) Option { return func(s *Sim) { s.apiKey = []byte(key) } }
 
+// SetAPIKey changes the key that WithAPIKey set, for the polls that arrive from now on.
+func (s *Sim) SetAPIKey(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.apiKey = []byte(key)
+}
+
 // WithPollLog keeps a record of every poll for Polls: about 200 bytes each, for ever.
 func WithPollLog() Option { return func(s *Sim) { s.logging = true } }
 
@@ -87,7 +94,11 @@ func New(script Script, options ...Option) *Sim {
 		s.outages = append(s.outages, compileOutage(o, script.Style))
 	}
 
-	for _, path := range []string{"/api/v1/retrieve_future", "/api/v1/future/retrieve", "/retrieve_future"} {
+	paths := []string{"/api/v1/retrieve_future", "/api/v1/future/retrieve", "/retrieve_future"}
+	if script.Path != "" {
+		paths = []string{script.Path}
+	}
+	for _, path := range paths {
 		s.mux.HandleFunc("POST "+path, s.retrieve)
 	}
 	s.mux.HandleFunc("GET /sim/stats", s.serveStats)
