@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"futurebridge/internal/api"
 	"futurebridge/internal/api/sim"
 )
 
@@ -26,11 +28,12 @@ type simulateCmd struct {
 	APIKeyFile string `name:"api-key-file" placeholder:"FILE" help:"Answer 401 to whoever does not send the key in this file. Or put the key into BRIDGE_API_KEY."`
 	Mint       int    `placeholder:"N" help:"Make N jobs at once and print their ids."`
 
+	Dialect           string        `group:"shape" default:"any" enum:"any,auto,bearer,skyrl,tinkerbell,tinkex,tuft,twinkle" help:"Be such a server, where other flags do not say otherwise: ${enum} (any: every path, the key in either header)."`
 	Duration          time.Duration `group:"shape" default:"2s" help:"How long a job is active before it ends."`
 	Spread            time.Duration `group:"shape" default:"0s" help:"Up to so much is added to the duration, another part for each id."`
 	Paused            time.Duration `group:"shape" default:"0s" help:"How long a job is paused by a rate limit before it is active."`
 	Hold              time.Duration `group:"shape" default:"0s" help:"How long a pending poll is held (long poll)."`
-	PendingStyle      string        `group:"shape" default:"try_again" enum:"try_again,pending,202,408,408_full" help:"How the server says pending: ${enum}."`
+	PendingStyle      string        `group:"shape" default:"try_again" enum:"try_again,pending,202,408,408_detail,408_full" help:"How the server says pending: ${enum}."`
 	FailureStyle      string        `group:"shape" default:"flat" enum:"flat,enveloped,error_message,400,422,500" help:"How it says failed: ${enum}."`
 	FailureRate       float64       `group:"shape" default:"0" help:"Share of the jobs that fail, from 0 to 1."`
 	FailureCategory   string        `group:"shape" default:"user" help:"Whose fault that is: user, server, unknown or any other word."`
@@ -105,12 +108,20 @@ func (c *simulateCmd) shape() error {
 	if c.FailureRate < 0 || c.FailureRate > 1 {
 		return c.given.errorf("failure-rate", "%v is no share; give a number from 0 to 1", c.FailureRate)
 	}
-	style := sim.Style{
-		Hold:              c.Hold,
-		PendingStyle:      c.PendingStyle,
-		FailureStyle:      c.FailureStyle,
-		MetadataThreshold: c.MetadataThreshold,
-		Retention:         c.Retention,
+	c.script, _ = sim.Dialect(c.Dialect) // any: a script that says nothing
+	style := &c.script.Style
+	for flag, take := range map[string]func(){
+		"hold":               func() { style.Hold = c.Hold },
+		"pending-style":      func() { style.PendingStyle = c.PendingStyle },
+		"failure-style":      func() { style.FailureStyle = c.FailureStyle },
+		"metadata-threshold": func() { style.MetadataThreshold = c.MetadataThreshold },
+		"retention":          func() { style.Retention = c.Retention },
+		"id-format":          func() { c.script.IDFormat = c.IDFormat },
+		"unknown":            func() { c.script.Unknown = c.Unknown },
+	} {
+		if c.given.has(flag) {
+			take()
+		}
 	}
 	if c.Retention != "forever" && c.Retention != "once" {
 		ttl, err := time.ParseDuration(c.Retention)
@@ -128,13 +139,7 @@ func (c *simulateCmd) shape() error {
 	}
 	completed := sim.Step{Answer: "completed", ResultBytes: c.ResultBytes, ContentType: c.ContentType}
 	failed := sim.Step{Answer: "failed", Message: "the simulator was told to fail", Category: c.FailureCategory}
-	c.script = sim.Script{
-		Seed:      c.Seed,
-		IDFormat:  c.IDFormat,
-		Unknown:   c.Unknown,
-		Style:     style,
-		RateLimit: sim.RateLimit{PerSecond: c.RateLimit},
-	}
+	c.script.Seed, c.script.RateLimit.PerSecond = c.Seed, c.RateLimit
 	if c.FailureRate < 1 {
 		c.script.Profiles = append(c.script.Profiles, sim.Profile{Name: "completes", Weight: 1 - c.FailureRate, Steps: append(slices.Clone(life), completed)})
 	}
@@ -172,7 +177,8 @@ func (c *simulateCmd) Run(ctx context.Context, io stdio) error {
 	server.Protocols.SetUnencryptedHTTP2(true)
 	url := "http://" + listener.Addr().String()
 	fmt.Fprintf(io.err, "simulate: listening on %s, %s\n", url, c.describe())
-	fmt.Fprintf(io.err, "simulate: poll POST %s/api/v1/retrieve_future, make ids by POST %s/sim/jobs {\"count\":10}, counts at %s/sim/stats\n", url, url, url)
+	fmt.Fprintf(io.err, "simulate: poll POST %s%s, make ids by POST %s/sim/jobs {\"count\":10}, counts at %s/sim/stats\n",
+		url, cmp.Or(c.script.Path, api.DefaultPath), url, url)
 
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
@@ -201,8 +207,8 @@ func (c *simulateCmd) describe() string {
 	if c.FailureRate > 0 {
 		what += fmt.Sprintf(", %.4g%% fail", 100*c.FailureRate)
 	}
-	if c.Hold > 0 {
-		what += fmt.Sprintf(", polls are held for %v", c.Hold)
+	if hold := c.script.Style.Hold; hold > 0 {
+		what += fmt.Sprintf(", polls are held for %v", hold)
 	}
 	what += ", results are kept " + c.Retention
 	if c.Script != "" {
