@@ -69,6 +69,7 @@ type Engine struct {
 	adds     chan []Request
 	done     chan verdict
 	oldest   chan chan time.Time
+	probe    chan struct{}
 	draining chan struct{}
 	ended    chan struct{}
 
@@ -125,7 +126,7 @@ func NewEngine(cfg Config) *Engine {
 		cfg: cfg, start: time.Now(), index: make(map[string]*row),
 		gate: newGate(cfg.MaxPolls, cfg.PollsPerSecond, cfg.Policy),
 		adds: make(chan []Request), done: make(chan verdict, cfg.MaxPolls),
-		oldest: make(chan chan time.Time), draining: make(chan struct{}), ended: make(chan struct{}),
+		oldest: make(chan chan time.Time), probe: make(chan struct{}, 1), draining: make(chan struct{}), ended: make(chan struct{}),
 	}
 	if cfg.Adaptive {
 		e.cadence = &cadence{types: make(map[string]*durations)}
@@ -138,6 +139,14 @@ func (e *Engine) Held() int { return int(e.held.Load()) }
 
 // KeyRefused reports whether the upstream refuses the key or the bill, so that everything waits.
 func (e *Engine) KeyRefused() bool { return e.refused.Load() }
+
+// Probe lets the next poll out at once although the key was refused: there may be another one now.
+func (e *Engine) Probe() {
+	select {
+	case e.probe <- struct{}{}:
+	default: // one is asked for already
+	}
+}
 
 // Oldest is the submission time of the oldest request held, zero if there is none.
 func (e *Engine) Oldest() time.Time {
@@ -186,6 +195,8 @@ func (e *Engine) Run(ctx context.Context) {
 			}
 		case <-timer.C:
 			wake = -1
+		case <-e.probe:
+			e.gate.probeAt = time.Time{}
 		case reply := <-e.oldest:
 			reply <- e.oldestHeld()
 		case <-draining:
@@ -339,7 +350,10 @@ func (e *Engine) settle(v verdict, draining bool) {
 	if v.overdue {
 		e.ending--
 	} else {
-		e.gate.observe(&v.outcome, v.polled, time.Now())
+		e.gate.observe(&v.outcome, v.polled && !v.outcome.StaleKey, time.Now())
+	}
+	if v.outcome.Kind == api.Unauthorized && v.outcome.Hint == 0 {
+		v.wait = 0 // the gate says when, for all requests alike
 	}
 	if e.gate.held != e.refused.Load() {
 		e.refused.Store(e.gate.held)
