@@ -6,7 +6,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -15,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"futurebridge/internal/api"
 	"futurebridge/internal/publish"
 )
 
@@ -31,11 +31,16 @@ type serveConfig struct {
 	StoreDir       string `name:"store-dir" group:"embedded" placeholder:"DIR" help:"Where the embedded server keeps its streams (default: $XDG_STATE_HOME/future-bridge or ~/.local/state/future-bridge)."`
 
 	Upstream         string  `name:"upstream" group:"upstream" placeholder:"URL" further:"TINKER_BASE_URL" help:"Base URL of the API that answers \"retrieve future\". Required."`
+	Dialect          string  `name:"dialect" group:"upstream" default:"auto" enum:"auto,bearer,skyrl,tinkerbell,tinkex,tuft,twinkle" help:"Kind of server: the defaults of --upstream-path, --api-key-header, --poll-timeout and further headers. How it answers is told from the answers. One of ${enum}; docs/dialects.md describes them."`
 	UpstreamPath     string  `name:"upstream-path" group:"upstream" default:"/api/v1/retrieve_future" help:"Path of \"retrieve future\" below the base URL."`
 	UpstreamHeader   headers `name:"upstream-header" group:"upstream" placeholder:"NAME=VALUE" help:"A further header of every poll; may be given several times."`
-	InsecureUpstream bool    `name:"insecure-upstream" group:"upstream" help:"Allow plain http to an upstream on another machine: the API key then travels in the clear."`
-	APIKeyFile       string  `name:"api-key-file" group:"upstream" placeholder:"FILE" help:"File that holds the API key, in one line. Or put the key into BRIDGE_API_KEY or TINKER_API_KEY; it is never a flag's value."`
+	APIKeyFile       string  `name:"api-key-file" group:"upstream" placeholder:"FILE" help:"File that holds the API key, in one line. It is read again at SIGHUP and when the key is refused. Or put the key into BRIDGE_API_KEY or TINKER_API_KEY; it is never a flag's value."`
 	APIKeyHeader     string  `name:"api-key-header" group:"upstream" default:"X-API-Key" help:"Header that carries the API key. With Authorization a key without a space is sent as a Bearer token."`
+	InsecureUpstream bool    `name:"insecure-upstream" group:"upstream" help:"Allow plain http to an upstream on another machine: the API key then travels in the clear."`
+	UpstreamCA       string  `name:"upstream-ca" group:"upstream" placeholder:"FILE" help:"Certificates that the upstream is checked with (PEM), instead of the system's."`
+	UpstreamCert     string  `name:"upstream-cert" group:"upstream" placeholder:"FILE" help:"Client certificate for the upstream (PEM). New connections use what is in the file then."`
+	UpstreamKey      string  `name:"upstream-key" group:"upstream" placeholder:"FILE" help:"Key of the client certificate (PEM)."`
+	UpstreamProxy    string  `name:"upstream-proxy" group:"upstream" placeholder:"URL" help:"Proxy to the upstream: http://, https:// or socks5://. HTTP_PROXY and the like do not count."`
 
 	Replicas        int           `name:"replicas" group:"streams" default:"1" help:"Copies of each stream: 1 on one server, 3 in a cluster."`
 	StatesMaxAge    time.Duration `name:"states-max-age" group:"streams" default:"192h" help:"How long logs are kept; 0 is for ever. Longer than any request's timeout."`
@@ -67,15 +72,14 @@ type serveConfig struct {
 	LogLevel  string `name:"log-level" group:"observing" default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
 	LogFormat string `name:"log-format" group:"observing" default:"text" enum:"text,json" help:"text or json."`
 
-	apiKey   string   // set by validate
-	warnings []string // set by validate: what an operator should read once
+	apiKey   string      // set by validate
+	dialect  api.Dialect // set by validate
+	warnings []string    // set by validate: what an operator should read once
 }
 
 // following are the settings of streams and consumers that stand longer than a bridge: given, they must agree with
 // what stands; not given, they follow it.
 var following = []string{"replicas", "states-max-age", "results-max-age", "results-max-bytes", "compress-results", "ack-wait", "max-ack-pending"}
-
-const apiKeyVariable = "BRIDGE_API_KEY"
 
 // fdReserve is how many file descriptors are left for everything that is not a poll.
 const fdReserve = 64
@@ -87,6 +91,7 @@ func (c *serveConfig) validate() error {
 	bad := func(flag, format string, args ...any) { errs = append(errs, c.given.errorf(flag, format, args...)) }
 	errs = append(errs, c.natsFlags.validate())
 	c.checkEmbedded(bad)
+	c.speak()
 	c.checkUpstream(bad)
 
 	for _, d := range []struct {
@@ -200,82 +205,6 @@ func (c *serveConfig) checkEmbedded(bad func(flag, format string, args ...any)) 
 	}
 }
 
-func (c *serveConfig) checkUpstream(bad func(flag, format string, args ...any)) {
-	switch u, err := url.Parse(c.Upstream); {
-	case c.Upstream == "":
-		if !c.PrintConfig {
-			bad("upstream", "is missing; give the base URL of the API, such as https://api.example.com (also BRIDGE_UPSTREAM or TINKER_BASE_URL)")
-		}
-	case err != nil: // the parser's error repeats the URL, which may hold a password
-		bad("upstream", "is not a URL; give one such as https://api.example.com")
-	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
-		bad("upstream", "must begin with https:// (or http://) and a host, such as https://api.example.com")
-	case u.User != nil:
-		bad("upstream", "holds a user name or password, which would end up in logs; use --api-key-file, or --upstream-header Authorization=…")
-	case u.RawQuery != "" || u.Fragment != "" || u.ForceQuery:
-		bad("upstream", "has a query or a fragment; give the base URL alone, and further things as --upstream-header")
-	case u.Scheme == "http" && !isLoopback(u.Hostname()) && !c.InsecureUpstream:
-		bad("upstream", "plain http to %s sends the API key in the clear; use https, or add --insecure-upstream", u.Hostname())
-	}
-	if !strings.HasPrefix(c.UpstreamPath, "/") || strings.ContainsAny(c.UpstreamPath, "?# \t\r\n") {
-		bad("upstream-path", "%q is not a path; give one such as /api/v1/retrieve_future", c.UpstreamPath)
-	}
-	if !isToken(c.APIKeyHeader) {
-		bad("api-key-header", "%q cannot be a header's name; give one such as X-API-Key", c.APIKeyHeader)
-	}
-	key, flag, err := c.readAPIKey()
-	if err != nil {
-		bad(flag, "%v", err)
-	}
-	c.apiKey = key
-	for _, h := range c.UpstreamHeader {
-		switch {
-		case slices.ContainsFunc([]string{"Host", "Connection", "Content-Length", "Content-Type", "Transfer-Encoding"},
-			func(own string) bool { return strings.EqualFold(own, h.name) }):
-			bad("upstream-header", "%s is set by HTTP itself; leave it out", h.name)
-		case h.value == mask:
-			bad("upstream-header", "the value of %s is masked; put the real one in its place", h.name)
-		case !isHeaderValue(h.value):
-			bad("upstream-header", "the value of %s has a line break or another control character; give one line of text", h.name)
-		case strings.EqualFold(h.name, c.APIKeyHeader) && key != "":
-			bad("upstream-header", "%s already carries the API key; leave one of them out", h.name)
-		}
-	}
-}
-
-// readAPIKey finds the key: a file named on the command line, then BRIDGE_API_KEY, a file named elsewhere, and last
-// TINKER_API_KEY, which other programs read too. No key is no error. On an error it also names the flag at fault.
-func (c *serveConfig) readAPIKey() (key, flag string, err error) {
-	own := os.Getenv(apiKeyVariable)
-	switch {
-	case c.APIKeyFile != "" && own != "" && c.given.rank("api-key-file") < byFlag:
-		return "", "api-key-file", errors.New("contradicts BRIDGE_API_KEY, which is set too; leave one of them out")
-	case c.APIKeyFile != "":
-		text, err := os.ReadFile(c.APIKeyFile)
-		if err != nil {
-			return "", "api-key-file", fmt.Errorf("%w; name a file that can be read", err)
-		}
-		key = strings.TrimSpace(string(text))
-		if key == "" {
-			return "", "api-key-file", fmt.Errorf("%s is empty; put the key into it", c.APIKeyFile)
-		}
-		if !isHeaderValue(key) {
-			return "", "api-key-file", fmt.Errorf("%s has more than one line, or a control character; put the key alone into it", c.APIKeyFile)
-		}
-		return key, "", nil
-	}
-	name := apiKeyVariable
-	if own == "" {
-		name = "TINKER_API_KEY"
-	}
-	key = strings.TrimSpace(os.Getenv(name))
-	if !isHeaderValue(key) {
-		c.given[name] = origin{byEnv, name}
-		return "", name, errors.New("has more than one line, or a control character; put the key alone into it")
-	}
-	return key, "", nil
-}
-
 // checkDescriptors compares the polls in flight with the connections this process may open.
 func (c *serveConfig) checkDescriptors(bad func(flag, format string, args ...any)) {
 	limit, known := descriptorLimit()
@@ -345,11 +274,4 @@ func isListenAddress(s string) bool {
 	}
 	_, err = strconv.ParseUint(port, 10, 16)
 	return err == nil
-}
-
-func isLoopback(host string) bool {
-	if ip := net.ParseIP(host); ip != nil {
-		return ip.IsLoopback()
-	}
-	return strings.EqualFold(host, "localhost")
 }

@@ -76,7 +76,7 @@ func plainValue(name string, v reflect.Value) any {
 		}
 		return lines
 	case string:
-		if name == "nats" {
+		if name == "nats" || name == "upstream-proxy" {
 			return maskURLs(x)
 		}
 	}

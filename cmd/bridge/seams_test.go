@@ -15,6 +15,7 @@ import (
 // that it keeps. The zero value leaves everything as it is.
 type seams struct {
 	wire      *wire
+	upstream  func(*api.Config) // changes how the upstream is asked
 	retriever func(poll.Retriever) poll.Retriever
 	sink      func(*bridge) poll.Sink
 	policy    func(*poll.Policy)

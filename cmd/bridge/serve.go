@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"os/signal"
 	"sync/atomic"
@@ -20,7 +19,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"futurebridge/internal/api"
 	"futurebridge/internal/embedded"
 	"futurebridge/internal/poll"
 	"futurebridge/internal/publish"
@@ -44,10 +42,13 @@ func (c *serveCmd) Run(ctx context.Context, io stdio) error {
 	for _, warning := range c.warnings {
 		log.Warn(warning)
 	}
-	retriever, err := c.upstream()
+	client, key, err := c.upstream(log)
 	if err != nil {
 		return usagef("%w", err)
 	}
+	hangUps := make(chan os.Signal, 1) // from here on SIGHUP does not end the process
+	signal.Notify(hangUps, syscall.SIGHUP)
+	defer signal.Stop(hangUps)
 
 	tuning, stopTuning := context.WithCancel(context.Background())
 	defer stopTuning()
@@ -87,7 +88,7 @@ func (c *serveCmd) Run(ctx context.Context, io stdio) error {
 	if err := c.reachUpstream(ctx, state, log); err != nil || ctx.Err() != nil {
 		return err
 	}
-	b, err := newBridge(&c.serveConfig, nc, js, consumer, retriever, log, registry)
+	b, err := newBridge(&c.serveConfig, nc, js, consumer, client, log, registry)
 	if err != nil {
 		return err
 	}
@@ -95,6 +96,17 @@ func (c *serveCmd) Run(ctx context.Context, io stdio) error {
 	names := c.names()
 	log.Info("polling", "upstream", c.Upstream, "submit_to", names.Submit(), "states", names.States(), "results", names.Results(),
 		"ack_wait", consumer.AckWait, "max_requests", c.MaxRequests, "max_polls", c.MaxPolls)
+
+	go func() {
+		for {
+			select {
+			case <-hangUps:
+				hangUp(key, b.engine)
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
 
 	// main has caught the first signal and ended ctx; the second one ends the drain.
 	hard, cut := context.WithCancel(context.WithoutCancel(ctx))
@@ -113,19 +125,6 @@ func (c *serveCmd) Run(ctx context.Context, io stdio) error {
 	})
 	b.run(ctx, hard)
 	return nil
-}
-
-// upstream makes the client of the API; its errors are the user's to mend.
-func (c *serveConfig) upstream() (*api.Client, error) {
-	header := http.Header{}
-	for _, h := range c.UpstreamHeader {
-		header.Add(h.name, h.value)
-	}
-	return api.New(api.Config{
-		BaseURL: c.Upstream, Path: c.UpstreamPath, Key: c.apiKey, KeyHeader: c.APIKeyHeader, Header: header,
-		MaxResult: int64(c.MaxResult), Timeout: c.PollTimeout,
-		Transport: api.NewTransport(api.TransportConfig{MaxConns: c.MaxPolls}),
-	})
 }
 
 // policy is the poll policy that the flags ask for.
@@ -161,34 +160,6 @@ func (c *serveConfig) prepare(ctx context.Context, nc *nats.Conn, js jetstream.J
 		}
 		if !sleep(ctx, 500*time.Millisecond) {
 			return consumer, nil
-		}
-	}
-}
-
-// reachUpstream waits until something listens where the upstream should be: before that, polls would only fail.
-func (c *serveConfig) reachUpstream(ctx context.Context, state *readiness, log *slog.Logger) error {
-	u, err := url.Parse(c.Upstream)
-	if err != nil {
-		return err
-	}
-	port := u.Port()
-	if port == "" {
-		port = u.Scheme // net knows the ports of http and https by name
-	}
-	for told := false; ; told = true {
-		conn, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
-		if err == nil {
-			return conn.Close()
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		state.set(fmt.Sprintf("the upstream %s cannot be reached: %v", c.Upstream, err))
-		if !told {
-			log.Warn("the upstream cannot be reached; trying again, and taking no work meanwhile", "upstream", c.Upstream, "error", err)
-		}
-		if !sleep(ctx, time.Second) {
-			return nil
 		}
 	}
 }

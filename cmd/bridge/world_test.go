@@ -66,9 +66,9 @@ func bubble(t *testing.T, test func(t *testing.T)) {
 // everything out that carries a bubble's own date, the year 2000.
 var present = time.Now()
 
-func newWorld(t *testing.T, script sim.Script) *world {
+func newWorld(t *testing.T, script sim.Script, options ...sim.Option) *world {
 	time.Sleep(time.Until(present))
-	w := &world{t: t, dir: t.TempDir(), sim: sim.New(script, sim.WithPollLog())}
+	w := &world{t: t, dir: t.TempDir(), sim: sim.New(script, append(options, sim.WithPollLog())...)}
 	w.memory = sim.NewMemory(w.sim)
 	w.start = w.embedded
 	w.startServer()
@@ -154,9 +154,13 @@ func (w *world) odd(name string, s seams, args ...string) *running {
 	consumer, err := publish.Ensure(w.t.Context(), js, w.names, cfg.streamOptions())
 	require.NoError(w.t, err)
 	transport := w.memory.Transport()
-	client, err := api.New(api.Config{
-		BaseURL: "http://upstream", Timeout: cfg.PollTimeout, MaxResult: int64(cfg.MaxResult), Transport: transport, UserAgent: name,
-	})
+	asking, err := cfg.asking()
+	require.NoError(w.t, err)
+	asking.Transport, asking.UserAgent = transport, name
+	if s.upstream != nil {
+		s.upstream(&asking)
+	}
+	client, err := api.New(asking)
 	require.NoError(w.t, err)
 	var retriever poll.Retriever = client
 	if s.retriever != nil {
