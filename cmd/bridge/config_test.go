@@ -207,6 +207,24 @@ func TestWhatIsWrongIsNamedInOneLineWithItsMend(t *testing.T) {
 		{name: "upstream unparsable", args: "- --upstream=https://u:topsecret@x:y", want: "--upstream: is not a URL"},
 		{name: "upstream query", args: "- --upstream=https://x?key=topsecret", want: "--upstream: has a query"},
 		{name: "upstream plain http", args: "- --upstream=http://example.com", want: "--upstream: plain http to example.com sends the API key in the clear; use https, or add --insecure-upstream"},
+		{name: "upstream is loopback by name alone", args: "- --upstream=http://localhost.example.com", want: "--upstream: plain http to localhost.example.com sends"},
+		{name: "dialect", args: "--dialect=klingon", want: `--dialect must be one of "auto","bearer","skyrl","tinkerbell","tinkex","tuft","twinkle" but got "klingon"`},
+		{name: "file dialect", file: "dialect: klingon", want: `c.yaml:1: dialect: "klingon" is not one of auto, bearer, skyrl`},
+		{name: "dialect's key header twice", env: "BRIDGE_API_KEY=topsecret", args: "--dialect=bearer --upstream-header=authorization=topsecret", want: "authorization already carries the API key"},
+		{name: "upstream ca missing", args: "- --upstream=https://x --upstream-ca=/nowhere", want: "--upstream-ca: open /nowhere: no such file or directory; name a file that can be read"},
+		{name: "upstream ca", args: "- --upstream=https://x --upstream-ca=" + key, want: "holds no certificate; name a PEM file"},
+		{name: "upstream ca without TLS", args: "--upstream-ca=" + key, want: "--upstream-ca: is of no use with plain http; give --upstream an https:// URL"},
+		{name: "upstream cert without TLS", env: "BRIDGE_UPSTREAM_KEY=x", args: "--upstream-cert=x", want: "--upstream-cert: is of no use with plain http"},
+		{name: "upstream cert alone", args: "- --upstream=https://x --upstream-cert=" + key, want: "--upstream-cert: is of no use alone; give --upstream-key too"},
+		{name: "upstream key alone", args: "--upstream-key=" + key, want: "--upstream-key: is of no use alone; give --upstream-cert too"},
+		{name: "upstream pair", args: "- --upstream=https://x --upstream-key=" + key + " --upstream-cert=" + key, want: "--upstream-cert: certificate and key cannot be used"},
+		{name: "proxy", args: "--upstream-proxy=proxy.example.com:3128", want: "--upstream-proxy: must begin with http://, https:// or socks5:// and a host"},
+		{name: "proxy unparsable", args: "--upstream-proxy=http://u:topsecret@x:y", want: "--upstream-proxy: is not a URL; give one such as http://proxy.example.com:3128"},
+		{name: "proxy scheme", args: "--upstream-proxy=ftp://u:topsecret@x", want: "--upstream-proxy: must begin with http://"},
+		{name: "proxy path", args: "--upstream-proxy=http://u:topsecret@x/y", want: "--upstream-proxy: has a path, a query or a fragment"},
+		{name: "proxy in the clear", args: "--upstream-proxy=http://u:topsecret@proxy.example.com", want: "carry the API key to proxy.example.com in the clear; use https for --upstream, or add --insecure-upstream"},
+		{name: "env proxy", env: "BRIDGE_UPSTREAM_PROXY=u:topsecret@x", want: "BRIDGE_UPSTREAM_PROXY: must begin with http://"},
+		{name: "file masked proxy", file: `upstream-proxy: http://********@127.0.0.1:1`, want: "c.yaml:1: upstream-proxy: the user is masked; put the real one in its place"},
 		{name: "path", args: "--upstream-path=x", want: `--upstream-path: "x" is not a path`},
 		{name: "key header", args: "--api-key-header=X:Y", want: `--api-key-header: "X:Y" cannot be a header's name`},
 		{name: "key file missing", args: "--api-key-file=/nowhere", want: "--api-key-file: open /nowhere"},
@@ -297,6 +315,8 @@ func TestAPrintedConfigCanBeFedBack(t *testing.T) {
 		{up},
 		{up, "--embedded", "--http=", "--store-dir=/a b/c#d", "--replicas=1", "--ack-wait=90s"},
 		{up, "--nats=nats://a:1,tls://b:2", "--max-result=1000001B", "--polls-per-second=2.5", "--timeout=36h", "--cadence=fixed"},
+		{up, "--dialect=twinkle", "--upstream-proxy=socks5://127.0.0.1:1080"},
+		{up, "--dialect=skyrl", "--poll-timeout=1m"},
 	} {
 		c, err := parseServe(t, args...)
 		require.NoError(t, err)
@@ -311,13 +331,14 @@ func TestAPrintedConfigCanBeFedBack(t *testing.T) {
 		back.given, back.Config, back.warnings = c.given, c.Config, c.warnings
 		require.Equal(t, c, back)
 	}
-	c, err := parseServe(t, up, "--upstream-header=A=topsecret", "--nats=nats://u:topsecret@h:1,x@y")
+	c, err := parseServe(t, up, "--upstream-header=A=topsecret", "--nats=nats://u:topsecret@h:1,x@y", "--upstream-proxy=http://u:topsecret@127.0.0.1:3128")
 	require.NoError(t, err)
 	var out bytes.Buffer
 	require.NoError(t, c.print(&out))
 	require.NotContains(t, out.String(), "topsecret")
 	require.Contains(t, out.String(), "A="+mask)
 	require.Contains(t, out.String(), mask+"@h:1,"+mask+"@y")
+	require.Contains(t, out.String(), "http://"+mask+"@127.0.0.1:3128")
 }
 
 func TestThePrintNeedsNoUpstream(t *testing.T) {

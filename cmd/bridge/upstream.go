@@ -82,6 +82,7 @@ func (c *serveConfig) checkUpstreamTLS(bad func(flag, format string, args ...any
 	for flag, file := range map[string]string{"upstream-ca": c.UpstreamCA, "upstream-cert": c.UpstreamCert} {
 		if file != "" && strings.HasPrefix(strings.ToLower(c.Upstream), "http:") {
 			bad(flag, "is of no use with plain http; give --upstream an https:// URL")
+			return
 		}
 	}
 	if c.UpstreamCA != "" {
