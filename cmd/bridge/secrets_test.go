@@ -215,7 +215,7 @@ func TestNoSecretIsInAnythingThatCanBeRead(t *testing.T) {
 
 	// Where nobody answers, and where NATS refuses.
 	p = start(t, append(proxied, "--upstream-proxy", "http://user:"+proxySecret+"@127.0.0.1:1")...)
-	eventually("there is no proxy", func() bool { return strings.Contains(p.log(), "the proxy to the upstream cannot be reached") })
+	eventually("there is no proxy", func() bool { return strings.Contains(p.log(), "the upstream cannot be reached") })
 	clean(t, "readyz without a proxy", readyz())
 	require.NoError(t, p.end(syscall.SIGTERM))
 	clean(t, "log without a proxy", p.log())

@@ -220,32 +220,38 @@ func (c *serveConfig) upstreamTLS() (*tls.Config, error) {
 // reachUpstream waits until something listens where the upstream, or the proxy to it, should be: before that, polls would
 // only fail.
 func (c *serveConfig) reachUpstream(ctx context.Context, state *readiness, log *slog.Logger) error {
-	what, text := "the upstream", c.Upstream
-	if c.UpstreamProxy != "" {
-		what, text = "the proxy to the upstream", c.UpstreamProxy
-	}
-	u, err := url.Parse(text)
-	if err != nil {
-		return err
-	}
-	port := u.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443", "socks5": "1080", "socks5h": "1080"}[u.Scheme]
-	}
+	address, what := c.upstreamAddress()
 	for told := false; ; told = true {
-		conn, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
+		conn, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", address)
 		if err == nil {
 			return conn.Close()
 		}
 		if ctx.Err() != nil {
 			return nil
 		}
-		state.set(fmt.Sprintf("%s %s cannot be reached: %v", what, maskURLs(text), err))
+		state.set(fmt.Sprintf("%s cannot be reached: %v", what, err))
 		if !told {
-			log.Warn(what+" cannot be reached; trying again, and taking no work meanwhile", "url", maskURLs(text), "error", err)
+			log.Warn("the upstream cannot be reached; trying again, and taking no work meanwhile", "where", what, "error", err)
 		}
 		if !sleep(ctx, time.Second) {
 			return nil
 		}
 	}
+}
+
+// upstreamAddress is the host and port that polls connect to, and what to call it.
+func (c *serveConfig) upstreamAddress() (address, what string) {
+	what, text := "the upstream", c.Upstream
+	if c.UpstreamProxy != "" {
+		what, text = "the proxy", c.UpstreamProxy
+	}
+	u, err := url.Parse(text)
+	if err != nil {
+		panic(err) // validate has looked at it
+	}
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443", "socks5": "1080", "socks5h": "1080"}[u.Scheme]
+	}
+	return net.JoinHostPort(u.Hostname(), port), what + " " + maskURLs(text)
 }
