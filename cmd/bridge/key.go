@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"strings"
@@ -37,20 +38,27 @@ func (c *serveConfig) readAPIKey() (key, flag string, err error) {
 	return key, "", nil
 }
 
-// readKeyFile never repeats what is in the file.
+// readKeyFile repeats in its errors neither what is in the file nor its name: by mistake that is the key itself.
 func readKeyFile(path string) (string, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return "", fmt.Errorf("%w; name a file that can be read", err)
+		return "", fmt.Errorf("%w; name a file that can be read", pathless(err))
 	}
 	key := strings.TrimSpace(string(text))
 	if key == "" {
-		return "", fmt.Errorf("%s is empty; put the key into it", path)
+		return "", errors.New("the file is empty; put the key into it")
 	}
 	if !isHeaderValue(key) {
-		return "", fmt.Errorf("%s has more than one line, or a control character; put the key alone into it", path)
+		return "", errors.New("the file has more than one line, or a control character; put the key alone into it")
 	}
 	return key, nil
+}
+
+func pathless(err error) error {
+	if at := new(fs.PathError); errors.As(err, &at) {
+		return at.Err
+	}
+	return err
 }
 
 // rereadEvery is no longer than the first wait of a hold, so that each of its probes is sent with the file's own key.
@@ -112,7 +120,7 @@ func (k *keyFile) reread() (changed bool) {
 		k.told = ""
 	case err.Error() != k.told:
 		k.told = err.Error()
-		k.log.Error("the API key cannot be read again: polls go on with the one before", "error", err,
+		k.log.Error("the API key cannot be read again: polls go on with the one before", "file", k.path, "error", err,
 			"hint", "put the key alone into the file, in one line; SIGHUP reads it again")
 	}
 	return false

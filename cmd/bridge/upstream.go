@@ -99,7 +99,7 @@ func (c *serveConfig) checkUpstreamTLS(bad func(flag, format string, args ...any
 		bad("upstream-cert", "is of no use alone; give --upstream-key too")
 	case c.UpstreamCert != "":
 		if _, err := tls.LoadX509KeyPair(c.UpstreamCert, c.UpstreamKey); err != nil {
-			bad("upstream-cert", "certificate and key cannot be used: %v; name the PEM files of one pair", err)
+			bad("upstream-cert", "certificate and key cannot be used: %v; name the PEM files of one pair", pathless(err))
 		}
 	}
 }

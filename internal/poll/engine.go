@@ -359,7 +359,7 @@ func (e *Engine) settle(v verdict, draining bool) {
 		e.refused.Store(e.gate.held)
 		if e.gate.held {
 			e.cfg.Log.Error("the upstream refuses the key or the bill: every request waits, probing with one poll at a time",
-				"http_status", v.outcome.HTTPStatus, "hint", "check the API key, BRIDGE_API_KEY or --api-key-file, and the account")
+				"http_status", v.outcome.HTTPStatus, "hint", "check the API key, BRIDGE_API_KEY or --api-key-file, and the account; a new key in the file is used by the next poll")
 		} else {
 			e.cfg.Log.Info("the upstream accepts the key again")
 		}
