@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"testing"
 	"time"
@@ -107,4 +108,23 @@ func TestWhatIsNotReachedIsToldWithoutSecrets(t *testing.T) {
 	var out bytes.Buffer
 	require.NoError(t, c.print(&out))
 	require.NotContains(t, out.String(), "topsecret")
+}
+
+func TestOnlyTheFlagNamesAProxy(t *testing.T) {
+	clearEnv(t)
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"} {
+		t.Setenv(name, "http://127.0.0.1:1")
+	}
+	t.Setenv("NO_PROXY", "*")
+	through := func(args ...string) func(*http.Request) (*url.URL, error) {
+		c, err := parseServe(t, args...)
+		require.NoError(t, err)
+		asking, err := c.asking()
+		require.NoError(t, err)
+		return asking.Transport.(*http.Transport).Proxy
+	}
+	require.Nil(t, through("--upstream=https://api.example.com"), "net/http asks nobody then")
+	proxy, err := through(up, "--upstream-proxy=http://127.0.0.1:2")(&http.Request{URL: &url.URL{Scheme: "http", Host: "127.0.0.1:8900"}})
+	require.NoError(t, err)
+	require.Equal(t, "http://127.0.0.1:2", proxy.String(), "for loopback too, and whatever NO_PROXY says")
 }

@@ -407,6 +407,60 @@ func TestARefusedKeyIsToldAndEndsNoRequest(t *testing.T) {
 	})
 }
 
+func TestAKeyThatIsNoLongerInUseHoldsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var polls atomic.Int32
+		sink := &fakeSink{}
+		var e *Engine
+		e, stop := engine(t, retrieverFunc(func(context.Context, api.Query) api.Outcome {
+			require.False(t, e.KeyRefused())
+			if polls.Add(1) > 20 {
+				return completed("{}")
+			}
+			stale := status(api.Unauthorized, 401)
+			stale.StaleKey = true
+			return stale
+		}), sink, nil)
+		leases := make([]fakeLease, 20)
+		for i := range leases {
+			e.Add([]Request{request(fmt.Sprint(i), &leases[i])})
+		}
+		pass(time.Second)
+		require.Len(t, sink.results, 20, "each is polled again at once")
+		require.EqualValues(t, 40, polls.Load())
+		stop()
+	})
+}
+
+func TestAProbeThatIsAskedForGoesAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var bad atomic.Bool
+		var polls atomic.Int32
+		bad.Store(true)
+		e, stop := engine(t, retrieverFunc(func(context.Context, api.Query) api.Outcome {
+			polls.Add(1)
+			if bad.Load() {
+				return status(api.Unauthorized, 401)
+			}
+			return completed("{}")
+		}), &fakeSink{}, nil)
+		e.Probe() // nothing is held: nothing happens
+		e.Add([]Request{request("a", &fakeLease{})})
+		pass(10 * time.Minute)
+		before := polls.Load()
+		e.Probe()
+		e.Probe() // as good as one
+		pass(100 * time.Millisecond)
+		require.Equal(t, before+1, polls.Load(), "one poll, and no other before its turn")
+		bad.Store(false)
+		e.Probe()
+		pass(100 * time.Millisecond)
+		require.Zero(t, e.Held())
+		stop()
+		e.Probe() // nobody listens
+	})
+}
+
 func TestTheOldestRequestHeldIsKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e, stop := engine(t, scripted(pending()), &fakeSink{}, nil)
