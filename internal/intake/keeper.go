@@ -39,6 +39,7 @@ type Keeper struct {
 	consumer jetstream.Consumer    // which gives the leases; nil before it was found
 	memory   memory                // what that one remembers its deliveries in
 	looked   int64                 // when it was last asked, on the keeper's clock
+	bursts   [2]int64              // when the last two bursts were sent that it answered, the older first
 	live     map[uint64]*Lease     // by stream sequence
 	settling map[uint64]settlement // acknowledged, not yet confirmed
 	prefix   string                // what the acknowledgement subjects of the consumer begin with
@@ -176,8 +177,9 @@ func (l *Lease) subject() string {
 //
 // One that was made anew delivers the work items of its predecessor again, to anybody, and if the stream too is new then
 // their sequences name other ones: all leases are void. One that remembers in something else may have forgotten the latest
-// deliveries, and then gives them to a second bridge beside this one. It tells neither of the two, not even when they
-// extend. So those leases are not extended: whoever has the item keeps it, or it is delivered again.
+// deliveries and the latest burst, and then gives what it knows nothing of, or what by the burst before has run out, to a
+// second bridge beside this one. It tells neither of the two, not even when they extend. So those leases are not extended:
+// whoever has the item keeps it, or it is delivered again.
 func (k *Keeper) follow(consumer jetstream.Consumer, asked time.Time) {
 	now, at := k.memoryOf(consumer.CachedInfo()), int64(asked.Sub(k.start))
 	k.mu.Lock()
@@ -196,13 +198,15 @@ func (k *Keeper) follow(consumer jetstream.Consumer, asked time.Time) {
 	default:
 		doubtful := 0
 		for _, l := range k.live {
-			if l.taken > k.looked-int64(settleTime) {
+			forgotten := l.taken > k.looked-int64(settleTime)
+			ranOut := at-max(l.taken, k.bursts[0]) > k.trust()
+			if forgotten || ranOut {
 				l.taken = gone
 				doubtful++
 			}
 		}
-		k.log.Warn("the consumer has another leader, or its server was started again: what was taken last is let go when its lease ends",
-			"leases", doubtful, "leader", now.leader)
+		k.log.Warn("the consumer has another leader, or its server was started again: what that may have forgotten is let go when its lease ends",
+			"leases", doubtful, "of", len(k.live), "leader", now.leader)
 	}
 	k.consumer, k.memory, k.looked = consumer, now, at
 }
@@ -212,8 +216,10 @@ func (k *Keeper) follow(consumer jetstream.Consumer, asked time.Time) {
 // gone to somebody else.
 func (l *Lease) Trusted() bool {
 	age := int64(time.Since(l.keeper.start)) - l.sent.Load()
-	return age < int64(l.keeper.ackWait/10*9)
+	return age < l.keeper.trust()
 }
+
+func (k *Keeper) trust() int64 { return int64(k.ackWait / 10 * 9) }
 
 // announce has the server write down that an old work item was taken now. Of a delivery it keeps the time at which the
 // message was stored, and only of an extension the time at which it came: a server that restarted before the next burst
@@ -363,6 +369,9 @@ func (k *Keeper) extend(ctx context.Context) error {
 	if _, err := k.nc.RequestWithContext(answer, leases[last].subject(), progress); err != nil {
 		return err
 	}
+	k.mu.Lock()
+	k.bursts = [2]int64{k.bursts[1], begin}
+	k.mu.Unlock()
 	for _, l := range leases {
 		// Not if it was lost to a later delivery meanwhile.
 		if was := l.sent.Load(); was >= 0 && was < begin {

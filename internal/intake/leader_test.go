@@ -75,6 +75,36 @@ func TestWhatANewLeaderMayNotKnowOfIsNotExtended(t *testing.T) {
 	})
 }
 
+// A server that is killed just after a burst counts from the burst before, by which everything may have run out by the time
+// that it is back; and an extension now would be answered all the same.
+func TestWhatRanOutUnlessTheLastBurstIsRememberedIsNotExtended(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		down  time.Duration // from 21 s on, just after the second burst
+		again int
+	}{
+		{"not yet", 15 * time.Second, 0},
+		{"long ago", 25 * time.Second, 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *world) {
+				w.submitMany(2)
+				b := w.bridge(nil)
+				b.run(true)
+				time.Sleep(21 * time.Second)
+				w.stop()
+				time.Sleep(c.down)
+				w.start()
+				time.Sleep(time.Minute)
+				held := b.held()
+				require.Len(t, held, 2+c.again)
+				require.Equal(t, c.again == 0, held[0].Lease.Trusted())
+				require.True(t, held[len(held)-1].Lease.Trusted())
+			})
+		})
+	}
+}
+
 func TestALeaderThatStaysMakesNoDoubt(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		b := w.bridge(nil)
