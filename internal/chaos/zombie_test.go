@@ -63,14 +63,14 @@ func anyMoment(t *testing.T, row *Row, address string) {
 	s, _ := behind(t, address, "zombie", zombieAckWait, time.Duration(4+6*turns)*time.Second)
 	s.submit(requests)
 	bridges := []*process{s.bridge("1", s.nats)}
-	await(t, "all are polled", 30*time.Second, func() bool { return s.upstream.Stats().Jobs == requests })
+	await(t, "all are polled", time.Minute, func() bool { return s.upstream.Stats().Jobs == requests })
 	bridges = append(bridges, s.bridge("2", s.nats))
 	for turn := range turns {
 		zombie := bridges[turn%2]
 		zombie.signal(syscall.SIGSTOP)
 		stopped := time.Now()
 		open := s.open()
-		await(t, "the other polls what is left", 30*time.Second, func() bool {
+		await(t, "the other polls what is left", time.Minute, func() bool {
 			return time.Since(stopped) > zombieAckWait*5/4 && s.takenOver(fmt.Sprint(2-turn%2), stopped, open)
 		})
 		zombie.signal(syscall.SIGCONT)
@@ -82,7 +82,7 @@ func anyMoment(t *testing.T, row *Row, address string) {
 // lateWord stops bridge 1 at a message's tenth occurrence.
 func lateWord(t *testing.T, row *Row, address, prefix string, at message, hold, finished bool) {
 	const requests = 30
-	s, proxy := behind(t, address, prefix, zombieAckWait, 6*time.Second)
+	s, proxy := behind(t, address, prefix, zombieAckWait, 8*time.Second)
 	s.submit(requests)
 	var zombie *process
 	armed, stopped, goOn := make(chan struct{}), make(chan struct{}), make(chan struct{})
@@ -102,7 +102,7 @@ func lateWord(t *testing.T, row *Row, address, prefix string, at message, hold, 
 	close(armed)
 	select {
 	case <-stopped:
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		require.Fail(t, "the point was never reached")
 	}
 	since := time.Now()
@@ -131,14 +131,15 @@ func twoHolders(t *testing.T, row *Row) {
 	t.Cleanup(proxy.Close)
 	var steps []sim.Step
 	for i := range 9 {
-		steps = append(steps, sim.Step{State: "active", Reason: fmt.Sprint("phase ", i), For: 400 * time.Millisecond, Spread: 400 * time.Millisecond})
+		steps = append(steps, sim.Step{State: "active", Reason: fmt.Sprint("phase ", i), For: 600 * time.Millisecond, Spread: 600 * time.Millisecond})
 	}
 	steps = append(steps, sim.Step{Answer: "completed"})
 	url := "nats://" + address
 	s := newSite(t, connect(t, url), url, "twice", sim.Script{Profiles: []sim.Profile{{Name: "phases", Steps: steps}}}, zombieAckWait, 1)
 	s.submit(requests)
 	s.bridge("1", proxy.URL(), "--max-requests", fmt.Sprint(requests))
-	await(t, "bridge 1 is full", 30*time.Second, func() bool { return s.upstream.Stats().Jobs == requests })
+	await(t, "bridge 1 is full", time.Minute, func() bool { return s.upstream.Stats().Jobs == requests })
+	s.bridge("2", s.nats).said("msg=polling")
 
 	states, err := s.js.Stream(t.Context(), s.names.StatesStream())
 	require.NoError(t, err)
@@ -155,7 +156,6 @@ func twoHolders(t *testing.T, row *Row) {
 	}
 	proxy.On(rule)
 	s.submit(requests)
-	s.bridge("2", s.nats)
 	s.settle(time.Minute)
 	proxy.Close() // nothing is held up any more
 	require.NotZero(t, stale)
