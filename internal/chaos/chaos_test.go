@@ -59,22 +59,17 @@ func (r *Row) Add(report history.Report, faults int) {
 	r.faults += faults
 }
 
-// TestChaos runs the scenarios and prints a table of them.
+// TestChaos runs the scenarios, once or for as long as is asked, and prints a table of them.
 func TestChaos(t *testing.T) {
-	fmt.Printf("chaos: -chaos.seed=%d\n", *seed)
 	rows := make([]Row, len(scenarios))
-	t.Run("scenarios", func(t *testing.T) {
-		for i, s := range scenarios {
-			t.Run(s.Name, func(t *testing.T) {
-				if !s.Alone || !*full {
-					t.Parallel()
-				}
-				begin := time.Now()
-				t.Cleanup(func() { rows[i].took = time.Since(begin) })
-				s.Run(t, &rows[i])
-			})
+	for begin := time.Now(); ; *seed++ {
+		round := time.Now()
+		fmt.Printf("chaos: -chaos.seed=%d\n", *seed)
+		passed := t.Run("scenarios", func(t *testing.T) { runScenarios(t, rows) })
+		if !passed || time.Since(begin)+time.Since(round) > *lasts {
+			break
 		}
-	})
+	}
 	printTable(os.Stdout, rows)
 	for i := range rows {
 		if r := &rows[i]; r.took > 0 { // else -run has left it out
@@ -82,6 +77,19 @@ func TestChaos(t *testing.T) {
 			require.NotZero(t, r.faults, "%s: no fault was injected", scenarios[i].Name)
 			require.Equal(t, r.accepted, r.terminal, scenarios[i].Name)
 		}
+	}
+}
+
+func runScenarios(t *testing.T, rows []Row) {
+	for i, s := range scenarios {
+		t.Run(s.Name, func(t *testing.T) {
+			if !s.Alone || !*full {
+				t.Parallel()
+			}
+			begin := time.Now()
+			t.Cleanup(func() { rows[i].took += time.Since(begin) })
+			s.Run(t, &rows[i])
+		})
 	}
 }
 

@@ -13,9 +13,11 @@ import (
 )
 
 var (
-	full = flag.Bool("chaos.full", false, "run everything in full, for minutes, instead of a slice")
-	with = flag.String("chaos.bridge", "", "a program to test instead of the bridge that is built here, such as one that is broken on purpose")
-	seed = flag.Uint64("chaos.seed", 0, "what is left to chance follows from it; 0: choose one")
+	full   = flag.Bool("chaos.full", false, "run everything in full, for minutes, instead of a slice")
+	lasts  = flag.Duration("chaos.for", 0, "run it again, each time with the next seed, as often as fits into this time")
+	with   = flag.String("chaos.bridge", "", "a program to test instead of the bridge that is built here, such as one that is broken on purpose")
+	server = flag.String("chaos.nats", "", "a NATS server to use instead of the one that is built here")
+	seed   = flag.Uint64("chaos.seed", 0, "what is left to chance follows from it; 0: choose one")
 )
 
 func TestMain(m *testing.M) {

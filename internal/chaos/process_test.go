@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -28,12 +27,22 @@ var (
 		}
 		return build("futurebridge/cmd/bridge")
 	})
-	natsProgram = sync.OnceValues(func() (string, error) { return build("github.com/nats-io/nats-server/v2") })
+	natsProgram = sync.OnceValues(func() (string, error) {
+		if *server != "" {
+			return *server, nil
+		}
+		return build("github.com/nats-io/nats-server/v2")
+	})
 )
 
-func build(pkg string) (string, error) {
-	path := filepath.Join(built, strings.ReplaceAll(pkg, "/", "-"))
-	if out, err := exec.Command("go", "build", "-o", path, pkg).CombinedOutput(); err != nil {
+func build(pkg string, flags ...string) (string, error) {
+	file, err := os.CreateTemp(built, "program")
+	if err != nil {
+		return "", err
+	}
+	_ = file.Close()
+	path := file.Name()
+	if out, err := exec.Command("go", slices.Concat([]string{"build", "-o", path}, flags, []string{pkg})...).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build %s: %w\n%s", pkg, err, out)
 	}
 	return path, nil
@@ -106,7 +115,7 @@ func (p *process) stop() {
 	select {
 	case <-p.exited:
 		require.NoError(p.t, p.err, p.name)
-	case <-time.After(40 * time.Second):
+	case <-time.After(time.Minute):
 		require.Fail(p.t, "does not end", p.name)
 	}
 }
@@ -115,7 +124,7 @@ func (p *process) stop() {
 func (p *process) said(text string) string {
 	p.t.Helper()
 	var word string
-	await(p.t, p.name+" says "+text, 30*time.Second, func() bool {
+	await(p.t, p.name+" says "+text, time.Minute, func() bool {
 		_, rest, found := strings.Cut(p.out.String(), text)
 		word, _, _ = strings.Cut(rest, "\n")
 		word, _, _ = strings.Cut(word, " ")
