@@ -84,7 +84,7 @@ func TestDefaultsAreTheContract(t *testing.T) {
 	for _, flag := range following {
 		require.False(t, c.given.has(flag), flag)
 	}
-	require.Equal(t, publish.Options{}, c.streamOptions(), "what nobody asked for follows what stands")
+	require.Equal(t, publish.Options{Timeout: &c.Timeout}, c.streamOptions(), "what nobody asked for follows what stands")
 }
 
 func TestOnlyGivenStreamSettingsAreInsistedOn(t *testing.T) {
@@ -93,7 +93,7 @@ func TestOnlyGivenStreamSettingsAreInsistedOn(t *testing.T) {
 	c, err := parseServe(t, up, "--ack-wait=2m", "--config", write(t, "c.yaml", "replicas: 1"))
 	require.NoError(t, err)
 	wait, replicas, noLimit := 2*time.Minute, 1, int64(-1)
-	require.Equal(t, publish.Options{AckWait: &wait, Replicas: &replicas, ResultsMaxBytes: &noLimit}, c.streamOptions())
+	require.Equal(t, publish.Options{Timeout: &c.Timeout, AckWait: &wait, Replicas: &replicas, ResultsMaxBytes: &noLimit}, c.streamOptions())
 }
 
 func TestFlagWinsOverEnvironmentOverFileOverDefault(t *testing.T) {
