@@ -126,16 +126,15 @@ func TestFlagsKnowEveryDialect(t *testing.T) {
 		require.True(t, ok, d.Name)
 		require.Greater(t, d.Timeout, script.Style.Hold, "else polls are given up that the server still holds")
 	}
-	enum := func(of any) string {
-		field, ok := reflect.TypeOf(of).FieldByName("Dialect")
+	enum := func(of reflect.Type) string {
+		field, ok := of.FieldByName("Dialect")
 		require.True(t, ok)
 		return field.Tag.Get("enum")
 	}
-	require.Equal(t, strings.Join(names, ","), enum(serveConfig{}))
-	require.Equal(t, "any,"+strings.Join(names, ","), enum(simulateCmd{}))
-	defaults := serveConfig{}
+	require.Equal(t, strings.Join(names, ","), enum(reflect.TypeFor[serveConfig]()))
+	require.Equal(t, "any,"+strings.Join(names, ","), enum(reflect.TypeFor[simulateCmd]()))
 	for flag, want := range map[string]string{"Dialect": names[0], "UpstreamPath": api.Dialects[0].Path, "APIKeyHeader": api.Dialects[0].KeyHeader, "PollTimeout": "65s"} {
-		field, _ := reflect.TypeOf(defaults).FieldByName(flag)
+		field, _ := reflect.TypeFor[serveConfig]().FieldByName(flag)
 		require.Equal(t, want, field.Tag.Get("default"), "what --help says is the default is")
 	}
 	require.Equal(t, 65*time.Second, api.Dialects[0].Timeout)
