@@ -42,13 +42,7 @@ type serveConfig struct {
 	UpstreamKey      string  `name:"upstream-key" group:"upstream" placeholder:"FILE" help:"Key of the client certificate (PEM)."`
 	UpstreamProxy    string  `name:"upstream-proxy" group:"upstream" placeholder:"URL" help:"Proxy to the upstream: http://, https:// or socks5://. HTTP_PROXY and the like do not count."`
 
-	Replicas        int           `name:"replicas" group:"streams" default:"1" help:"Copies of each stream: 1 on one server, 3 in a cluster."`
-	StatesMaxAge    time.Duration `name:"states-max-age" group:"streams" default:"192h" help:"How long logs are kept; 0 is for ever. Longer than any request's timeout."`
-	ResultsMaxAge   time.Duration `name:"results-max-age" group:"streams" default:"192h" help:"How long results are kept; 0 is for ever."`
-	ResultsMaxBytes byteSize      `name:"results-max-bytes" group:"streams" default:"0" help:"How much room results may take; when it is full the bridge holds results and takes no work. 0 is no limit."`
-	CompressResults bool          `name:"compress-results" group:"streams" help:"Store results compressed (S2), for some of the server's CPU."`
-	AckWait         time.Duration `name:"ack-wait" group:"streams" default:"2m" help:"How long another bridge waits before it takes over the requests of one that went silent."`
-	MaxAckPending   int           `name:"max-ack-pending" group:"streams" default:"200000" help:"Requests held by all bridges together."`
+	streamFlags `embed:""`
 
 	Timeout       time.Duration `name:"timeout" group:"requests" default:"24h" help:"Deadline of a request that names none, from its submission."`
 	MaxRequests   int           `name:"max-requests" group:"requests" default:"100000" help:"Requests held by this bridge."`
@@ -93,15 +87,13 @@ func (c *serveConfig) validate() error {
 	c.checkEmbedded(bad)
 	c.speak()
 	c.checkUpstream(bad)
+	c.streamFlags.check(bad)
 
 	for _, d := range []struct {
 		flag  string
 		value time.Duration
 		least time.Duration
 	}{
-		{"states-max-age", c.StatesMaxAge, 0},
-		{"results-max-age", c.ResultsMaxAge, 0},
-		{"ack-wait", c.AckWait, time.Second},
 		{"timeout", c.Timeout, time.Millisecond},
 		{"not-found-grace", c.NotFoundGrace, 0},
 		{"drain-timeout", c.DrainTimeout, 0},
@@ -118,8 +110,6 @@ func (c *serveConfig) validate() error {
 		flag        string
 		value, from int
 	}{
-		{"replicas", c.Replicas, 1},
-		{"max-ack-pending", c.MaxAckPending, 1},
 		{"max-requests", c.MaxRequests, 1},
 		{"max-polls", c.MaxPolls, 1},
 		{"server-failure-polls", c.ServerFailurePolls, -1},
@@ -133,9 +123,6 @@ func (c *serveConfig) validate() error {
 	}
 	if c.PollsPerSecond < 0 {
 		bad("polls-per-second", "%v is below 0; give a rate, or 0 for no fixed limit", c.PollsPerSecond)
-	}
-	if c.Replicas > 5 {
-		bad("replicas", "%d copies are more than JetStream keeps; give 1, 3 or 5", c.Replicas)
 	}
 	if c.Embedded && c.Replicas > 1 {
 		bad("replicas", "the embedded server is one server and keeps 1 copy; use a NATS cluster for %d", c.Replicas)
@@ -222,27 +209,9 @@ func (c *serveConfig) checkDescriptors(bad func(flag, format string, args ...any
 
 // streamOptions are what was given about streams and consumer.
 func (c *serveConfig) streamOptions() publish.Options {
-	o := publish.Options{
-		Replicas:        ifGiven(c.given, "replicas", c.Replicas),
-		StatesMaxAge:    ifGiven(c.given, "states-max-age", c.StatesMaxAge),
-		ResultsMaxAge:   ifGiven(c.given, "results-max-age", c.ResultsMaxAge),
-		ResultsMaxBytes: ifGiven(c.given, "results-max-bytes", int64(c.ResultsMaxBytes)),
-		CompressResults: ifGiven(c.given, "compress-results", c.CompressResults),
-		AckWait:         ifGiven(c.given, "ack-wait", c.AckWait),
-		MaxAckPending:   ifGiven(c.given, "max-ack-pending", c.MaxAckPending),
-		Timeout:         &c.Timeout,
-	}
-	if o.ResultsMaxBytes != nil && *o.ResultsMaxBytes == 0 {
-		*o.ResultsMaxBytes = -1 // JetStream's word for no limit
-	}
+	o := c.streamFlags.options(c.given.has)
+	o.Timeout = &c.Timeout
 	return o
-}
-
-func ifGiven[T any](g given, flag string, value T) *T {
-	if !g.has(flag) {
-		return nil
-	}
-	return &value
 }
 
 // logger writes to w as --log-level and --log-format say.

@@ -59,6 +59,7 @@ type commands struct {
 	Result   resultCmd   `cmd:"" help:"Print the result that is stored now."`
 	Wait     waitCmd     `cmd:"" help:"Wait for results."`
 	Watch    watchCmd    `cmd:"" help:"Follow queue states and ends as they come, from the start of each log."`
+	Streams  streamsCmd  `cmd:"" help:"Print streams and consumer as configuration, for an admin to make them."`
 }
 
 func main() {

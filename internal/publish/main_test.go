@@ -178,11 +178,7 @@ func (g *rig) ensure(change func(*jetstream.StreamConfig)) {
 		_, err := g.js.CreateStream(g.ctx, cfg)
 		require.NoError(g.t, err)
 	}
-	bucket := tinker.Bucket(Options{})
-	bucket.TTL = century
-	_, err := g.js.CreateObjectStore(g.ctx, bucket)
-	require.NoError(g.t, err)
-	_, err = Ensure(g.ctx, g.js, tinker, Options{})
+	_, err := Ensure(g.ctx, g.js, tinker, Options{})
 	require.NoError(g.t, err)
 }
 

@@ -41,7 +41,7 @@ const (
 	rejectedMaxMsgs  = 100_000
 )
 
-// Streams are the configurations of the four streams of n.
+// Streams are the configurations of the streams of n; the last is that of the object store's bucket.
 //
 // A stream of events listens on its ingest subject, where bridges race, and stores under the public subject, to which
 // it republishes what it stored: so a core subscriber sees only what is stored, and never what lost a race.
@@ -74,15 +74,15 @@ func (n Names) Streams(o Options) []jetstream.StreamConfig {
 	}
 	rejected := events(n.RejectedStream(), "rejected", "submissions that are no requests", DefaultMaxAge)
 	rejected.Discard, rejected.MaxBytes, rejected.MaxMsgs, rejected.MaxMsgsPerSubject = jetstream.DiscardOld, rejectedMaxBytes, rejectedMaxMsgs, 1
-	return []jetstream.StreamConfig{work, states, results, rejected}
-}
-
-// Bucket is the configuration of the object store for results that are too large for a message.
-func (n Names) Bucket(o Options) jetstream.ObjectStoreConfig {
-	return jetstream.ObjectStoreConfig{
-		Bucket: n.LargeBucket(), Description: "results too large for a message",
-		TTL: value(o.ResultsMaxAge, DefaultMaxAge), Storage: jetstream.FileStorage, Replicas: value(o.Replicas, 1),
+	objects := "$O." + n.LargeBucket()
+	large := jetstream.StreamConfig{ // what an object store is made of, by its specification (ADR-20 of NATS)
+		Name: n.LargeStream(), Description: "results too large for a message",
+		Subjects:  []string{objects + ".C.>", objects + ".M.>"},
+		Retention: jetstream.LimitsPolicy, Storage: jetstream.FileStorage, Replicas: replicas,
+		Discard: jetstream.DiscardNew, MaxAge: results.MaxAge, MaxMsgs: -1, MaxBytes: -1, MaxMsgsPerSubject: -1,
+		AllowDirect: true, AllowRollup: true, MaxConsumers: maxConsumers,
 	}
+	return []jetstream.StreamConfig{work, states, results, rejected, large}
 }
 
 // ConsumerConfig is the configuration of the durable consumer that all bridges share.
@@ -102,13 +102,13 @@ func (e *MismatchError) Error() string {
 		strings.Join(e.Differences, "\n  ") + "\nedit or remove them, choose another --prefix, or drop the flag that differs"
 }
 
-// Ensure creates the streams, the bucket and the consumer of n that are missing, and checks those that stand. It
-// returns the consumer's configuration in force. When anything that stands differs it returns a *MismatchError and has
-// changed nothing.
+// Ensure creates the streams and the consumer of n that are missing, and checks those that stand. It returns the
+// consumer's configuration in force. When anything that stands differs it returns a *MismatchError and has changed
+// nothing. Where all stand it only reads: a bridge may do without the permission to create.
 func Ensure(ctx context.Context, js jetstream.JetStream, n Names, o Options) (jetstream.ConsumerConfig, error) {
 	var differences []string
 	var missing []jetstream.StreamConfig
-	consumer := n.ConsumerConfig(o)
+	consumer, found := n.ConsumerConfig(o), false
 	for _, want := range n.Streams(o) {
 		stream, err := js.Stream(ctx, want.Name)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -125,7 +125,7 @@ func Ensure(ctx context.Context, js jetstream.JetStream, n Names, o Options) (je
 		switch standing, err := stream.Consumer(ctx, n.Consumer()); {
 		case err == nil:
 			differences = append(differences, n.consumerDifferences(standing.CachedInfo().Config, consumer, o)...)
-			consumer = standing.CachedInfo().Config
+			consumer, found = standing.CachedInfo().Config, true
 		case errors.Is(err, jetstream.ErrNotPullConsumer):
 			d := differ{where: n.consumerPlace()}
 			d.check("delivery", "push", "pull")
@@ -143,12 +143,8 @@ func Ensure(ctx context.Context, js jetstream.JetStream, n Names, o Options) (je
 			return consumer, fmt.Errorf("create stream %s: %w", want.Name, err)
 		}
 	}
-	if _, err := js.ObjectStore(ctx, n.LargeBucket()); errors.Is(err, jetstream.ErrBucketNotFound) {
-		if _, err = js.CreateObjectStore(ctx, n.Bucket(o)); err != nil && !errors.Is(err, jetstream.ErrBucketExists) {
-			return consumer, fmt.Errorf("create object store %s: %w", n.LargeBucket(), err)
-		}
-	} else if err != nil {
-		return consumer, fmt.Errorf("look up object store %s: %w", n.LargeBucket(), err)
+	if found {
+		return consumer, nil
 	}
 	created, err := js.CreateConsumer(ctx, n.WorkStream(), consumer)
 	if err != nil {

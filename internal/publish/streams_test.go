@@ -5,9 +5,11 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 )
@@ -54,6 +56,27 @@ func TestEnsureMakesEverythingOnce(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, first, second)
 		require.Equal(t, before, g.standing())
+	})
+}
+
+// A bridge whose user may not create anything can still start where an admin has made everything.
+func TestEnsureOnlyReadsWhereEverythingStands(t *testing.T) {
+	bubble(t, noStreams, func(t *testing.T, g *rig) {
+		_, err := Ensure(g.ctx, g.js, tinker, Options{})
+		require.NoError(t, err)
+		var asked []string
+		_, err = g.nc.Subscribe("$JS.API.>", func(m *nats.Msg) { asked = append(asked, m.Subject) })
+		require.NoError(t, err)
+		flush, done := context.WithTimeout(g.ctx, time.Second)
+		defer done()
+		require.NoError(t, g.nc.FlushWithContext(flush))
+		_, err = Ensure(g.ctx, g.js, tinker, Options{})
+		require.NoError(t, err)
+		synctest.Wait()
+		require.Equal(t, []string{
+			"$JS.API.STREAM.INFO.TINKER_WORK", "$JS.API.CONSUMER.INFO.TINKER_WORK.bridge", "$JS.API.STREAM.INFO.TINKER_STATES",
+			"$JS.API.STREAM.INFO.TINKER_RESULTS", "$JS.API.STREAM.INFO.TINKER_REJECTED", "$JS.API.STREAM.INFO.OBJ_TINKER_LARGE",
+		}, asked)
 	})
 }
 
@@ -132,6 +155,7 @@ func TestAnOptionThatDiffersFromWhatStandsIsNamed(t *testing.T) {
 		{"replicas", Options{Replicas: &three}, []string{
 			"stream TINKER_WORK: replicas is 1, want 3", "stream TINKER_STATES: replicas is 1, want 3",
 			"stream TINKER_RESULTS: replicas is 1, want 3", "stream TINKER_REJECTED: replicas is 1, want 3",
+			"stream OBJ_TINKER_LARGE: replicas is 1, want 3",
 		}},
 		{"age of logs", Options{StatesMaxAge: &hour}, []string{"stream TINKER_STATES: max age is 192h0m0s, want 1h0m0s"}},
 		{"age of results", Options{ResultsMaxAge: &hour}, []string{"stream TINKER_RESULTS: max age is 192h0m0s, want 1h0m0s"}},

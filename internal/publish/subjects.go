@@ -129,6 +129,7 @@ func (n Names) StatesStream() string   { return n.stream("STATES") }
 func (n Names) ResultsStream() string  { return n.stream("RESULTS") }
 func (n Names) RejectedStream() string { return n.stream("REJECTED") }
 func (n Names) LargeBucket() string    { return n.stream("LARGE") }
+func (n Names) LargeStream() string    { return "OBJ_" + n.LargeBucket() } // the bucket's own
 
 // Consumer is the durable consumer of the work stream that all bridges share.
 func (n Names) Consumer() string { return "bridge" }
