@@ -100,11 +100,7 @@ func (c *Client) Result(ctx context.Context, id string) (*Result, error) {
 	if err := publish.CheckID(id); err != nil {
 		return nil, err
 	}
-	stream, err := c.stream(ctx, c.names.ResultsStream())
-	if err != nil {
-		return nil, err
-	}
-	return c.look(ctx, stream, id)
+	return c.look(ctx, id)
 }
 
 // Wait returns as Result does, once the request has ended. It costs the server a subscription and a read now and
@@ -114,9 +110,8 @@ func (c *Client) Wait(ctx context.Context, id string) (*Result, error) {
 	if err := publish.CheckID(id); err != nil {
 		return nil, err
 	}
-	stream, err := c.stream(ctx, c.names.ResultsStream())
-	if err != nil {
-		return nil, err
+	if r, err := c.look(ctx, id); !errors.Is(err, ErrNotYet) {
+		return r, err
 	}
 	// A live message only says that it is time to look: what is stored is the truth, and core NATS may miss a message.
 	live := make(chan struct{}, 1)
@@ -140,7 +135,7 @@ func (c *Client) Wait(ctx context.Context, id string) (*Result, error) {
 	}
 	pause := firstLook
 	for {
-		r, err := c.look(ctx, stream, id)
+		r, err := c.look(ctx, id)
 		if final(err) {
 			return r, err
 		}
@@ -148,7 +143,7 @@ func (c *Client) Wait(ctx context.Context, id string) (*Result, error) {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-live:
-			if r, err := c.lookAgain(ctx, stream, id); final(err) {
+			if r, err := c.lookAgain(ctx, id); final(err) {
 				return r, err
 			}
 		case <-connected:
@@ -160,9 +155,9 @@ func (c *Client) Wait(ctx context.Context, id string) (*Result, error) {
 
 // lookAgain looks for a result that has just been announced: a replica that lags behind the leader answers "nothing
 // there" for a moment.
-func (c *Client) lookAgain(ctx context.Context, stream jetstream.Stream, id string) (r *Result, err error) {
+func (c *Client) lookAgain(ctx context.Context, id string) (r *Result, err error) {
 	for pause := 10 * time.Millisecond; pause < time.Second; pause *= 2 {
-		if r, err = c.look(ctx, stream, id); final(err) {
+		if r, err = c.look(ctx, id); final(err) {
 			return r, err
 		}
 		select {
@@ -187,15 +182,21 @@ func (c *Client) flush(ctx context.Context) error {
 }
 
 // look reads the last message of the result's subject, once.
-func (c *Client) look(ctx context.Context, stream jetstream.Stream, id string) (*Result, error) {
+func (c *Client) look(ctx context.Context, id string) (*Result, error) {
 	look, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	msg, err := stream.GetLastMsgForSubject(look, c.names.Result(id))
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return nil, ErrNotYet
+	msg, err := publish.DirectLast(look, c.nc, c.js, c.names.ResultsStream(), c.names.Result(id))
+	if errors.Is(err, nats.ErrNoResponders) {
+		// Either there is no such stream, or nothing that could answer for it at the moment.
+		if _, lookup := c.js.Stream(look, c.names.ResultsStream()); lookup != nil {
+			err = lookup
+		}
 	}
 	if err != nil {
 		return nil, c.explain(ctx, c.names.ResultsStream(), err)
+	}
+	if msg == nil {
+		return nil, ErrNotYet
 	}
 	e, err := c.names.Decode(msg.Subject, msg.Header, msg.Data)
 	if err != nil {

@@ -53,15 +53,21 @@ func (p *Publisher) last(ctx context.Context, stream, subject string, atLeast ui
 func (p *Publisher) directLast(ctx context.Context, stream, subject string) (*jetstream.RawStreamMsg, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
-	reply, err := p.nc.RequestWithContext(ctx, p.direct(stream)+"."+subject, nil)
+	return DirectLast(ctx, p.nc, p.js, stream, subject)
+}
+
+// DirectLast reads the last message of a subject from whichever replica of the stream answers; nil: there is none. It
+// needs no permission but that for this subject.
+func DirectLast(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, stream, subject string) (*jetstream.RawStreamMsg, error) {
+	reply, err := nc.RequestWithContext(ctx, direct(js, stream)+"."+subject, nil)
 	if err != nil {
 		return nil, err
 	}
 	return rawMessage(reply)
 }
 
-func (p *Publisher) direct(stream string) string {
-	o := p.js.Options()
+func direct(js jetstream.JetStream, stream string) string {
+	o := js.Options()
 	prefix := strings.TrimSuffix(jetstream.DefaultAPIPrefix, ".")
 	switch {
 	case o.APIPrefix != "":
@@ -196,7 +202,7 @@ func (p *Publisher) multiLast(ctx context.Context, stream string, subjects []str
 	if err != nil {
 		return false, err
 	}
-	if err := p.nc.PublishRequest(p.direct(stream), sub.Subject, request); err != nil {
+	if err := p.nc.PublishRequest(direct(p.js, stream), sub.Subject, request); err != nil {
 		return false, err
 	}
 	for {

@@ -258,7 +258,7 @@ func TestADomainsStreamsAreReadThroughItsPrefix(t *testing.T) {
 				g.js, err = connect(g.nc)
 				require.NoError(t, err)
 				g.ensure(nil)
-				require.Regexp(t, `^\$JS\.hub\.API\.DIRECT\.GET\.X$`, g.direct("X"))
+				require.Regexp(t, `^\$JS\.hub\.API\.DIRECT\.GET\.X$`, direct(g.js, "X"))
 				r := request("a")
 				g.logs(r, "active", 1)
 				require.NoError(t, g.Finish(g.ctx, r, completed("1")))
