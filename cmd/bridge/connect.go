@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -29,9 +30,11 @@ type natsFlags struct {
 	Nats        string `name:"nats" group:"nats" default:"nats://127.0.0.1:4222" placeholder:"URL[,URL…]" further:"NATS_URL" help:"NATS servers, all of one cluster."`
 	NatsContext string `name:"nats-context" group:"nats" placeholder:"NAME" help:"A context of the nats CLI, instead of --nats."`
 	NatsCreds   string `name:"nats-creds" group:"nats" placeholder:"FILE" help:"Credentials file of a NATS user."`
+	NatsNkey    string `name:"nats-nkey" group:"nats" placeholder:"FILE" help:"File with the nkey seed of a NATS user (SU…)."`
 	NatsCA      string `name:"nats-ca" group:"nats" placeholder:"FILE" help:"Certificates that NATS servers are checked with (PEM)."`
 	NatsCert    string `name:"nats-cert" group:"nats" placeholder:"FILE" help:"Client certificate (PEM)."`
 	NatsKey     string `name:"nats-key" group:"nats" placeholder:"FILE" help:"Key of the client certificate (PEM)."`
+	NatsInbox   string `name:"nats-inbox-prefix" group:"nats" placeholder:"SUBJECT" help:"First tokens of the subjects on which answers come, where permissions allow only those: _INBOX.bridge."`
 	Prefix      string `name:"prefix" group:"nats" default:"tinker" help:"First tokens of all subjects; streams are named after them."`
 
 	given    given       // by which flags somebody asked for something
@@ -87,6 +90,21 @@ func (f *natsFlags) validate() error {
 			bad("nats-creds", "%s is not a credentials file; name one as nsc writes them", f.NatsCreds)
 		}
 	}
+	if f.NatsNkey != "" {
+		if _, err := nats.NkeyOptionFromSeed(f.NatsNkey); errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+			bad("nats-nkey", "%v; name a file that can be read", err)
+		} else if err != nil { // what it holds is a secret
+			bad("nats-nkey", "%s holds no nkey seed of a user; name a file with one that begins with SU, as nk -gen user prints it", f.NatsNkey)
+		}
+		if f.NatsCreds != "" {
+			bad("nats-nkey", "contradicts %s; leave one of them out", f.given.label("nats-creds"))
+		}
+	}
+	if f.NatsInbox != "" {
+		if err := nats.CustomInboxPrefix(f.NatsInbox)(&nats.Options{}); err != nil || strings.ContainsAny(f.NatsInbox, " \t\r\n") {
+			bad("nats-inbox-prefix", "%q is no beginning of a subject; give tokens joined by dots, such as _INBOX.bridge", f.NatsInbox)
+		}
+	}
 	if f.NatsCA != "" {
 		if text, err := os.ReadFile(f.NatsCA); err != nil {
 			bad("nats-ca", "%v; name a file that can be read", err)
@@ -118,6 +136,7 @@ type dialOptions struct {
 	log       *slog.Logger               // required: outages and refusals
 	inProcess nats.InProcessConnProvider // the embedded server, instead of the network
 	patient   bool                       // a server that is absent at start is told and waited for
+	denied    *denials                   // takes the permissions that turn out to be missing; nil: the log alone has them
 }
 
 // dial connects. A lost connection is told and tried again for ever; what is published in between fails at once
@@ -178,6 +197,18 @@ func newJetStream(nc *nats.Conn, settings natscontext.Settings, opts []jetstream
 
 func (f *natsFlags) tlsAndCreds() []nats.Option {
 	var opts []nats.Option
+	if f.NatsNkey != "" {
+		opts = append(opts, func(o *nats.Options) error {
+			nkey, err := nats.NkeyOptionFromSeed(f.NatsNkey)
+			if err != nil {
+				return err
+			}
+			return nkey(o)
+		})
+	}
+	if f.NatsInbox != "" {
+		opts = append(opts, nats.CustomInboxPrefix(f.NatsInbox))
+	}
 	if f.NatsCreds != "" {
 		opts = append(opts, nats.UserCredentials(f.NatsCreds))
 	}
@@ -192,7 +223,10 @@ func (f *natsFlags) tlsAndCreds() []nats.Option {
 
 // handlers tell what happens to a connection. The same trouble is told once a minute, not at every attempt.
 func (f *natsFlags) handlers(o dialOptions) []nats.Option {
-	log := o.log
+	log, denied := o.log, o.denied
+	if denied == nil {
+		denied = &denials{}
+	}
 	where := func(nc *nats.Conn) string {
 		if o.inProcess != nil {
 			return "in this process"
@@ -213,6 +247,7 @@ func (f *natsFlags) handlers(o dialOptions) []nats.Option {
 			log.Warn("connected to NATS again", "url", where(nc), "server", nc.ConnectedServerName())
 		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			denied.forget()
 			if err != nil { // nil: closed by ourselves
 				log.Warn("lost the connection to NATS; trying again", "err", err)
 			}
@@ -232,7 +267,15 @@ func (f *natsFlags) handlers(o dialOptions) []nats.Option {
 					"going on at another server of its cluster, or waiting for it to come back", "url", where(nc), "server", nc.ConnectedServerName())
 			}
 		}),
-		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
+		nats.ErrorHandler(func(nc *nats.Conn, sub *nats.Subscription, err error) {
+			reconnect := func() {
+				if o.patient {
+					_ = nc.ForceReconnect() // an error: it is closed
+				}
+			}
+			if denied.note(err, log, reconnect) {
+				return
+			}
 			args := []any{"err", err}
 			if sub != nil {
 				args = append(args, "subject", sub.Subject)

@@ -65,7 +65,7 @@ func (c *serveCmd) Run(ctx context.Context, io stdio) error {
 		defer stop()
 	}
 
-	dialing := dialOptions{name: "bridge", log: log, patient: true}
+	dialing := dialOptions{name: "bridge", log: log, patient: true, denied: &state.denied}
 	if c.Embedded {
 		server, err := embedded.Start(embedded.Options{StoreDir: c.StoreDir, Listen: c.EmbeddedListen, Log: log})
 		if err != nil {
@@ -176,8 +176,12 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// readiness is what /readyz tells: a fixed reason, or whatever a function says; empty is ready.
-type readiness struct{ reason atomic.Value }
+// readiness is what /readyz tells: a fixed reason, or whatever a function says, and the permission that is missing; empty
+// is ready.
+type readiness struct {
+	reason atomic.Value
+	denied denials
+}
 
 func newReadiness(reason string) *readiness {
 	r := &readiness{}
@@ -185,9 +189,11 @@ func newReadiness(reason string) *readiness {
 	return r
 }
 
-func (r *readiness) set(reason string)      { r.ask(func() string { return reason }) }
-func (r *readiness) ask(why func() string)  { r.reason.Store(why) }
-func (r *readiness) notReady() (why string) { return r.reason.Load().(func() string)() }
+func (r *readiness) set(reason string)     { r.ask(func() string { return reason }) }
+func (r *readiness) ask(why func() string) { r.reason.Store(why) }
+func (r *readiness) notReady() (why string) {
+	return r.denied.explain(r.reason.Load().(func() string)())
+}
 
 // serveHTTP starts the endpoint for operators; the returned function stops it.
 func serveHTTP(addr string, state *readiness, registry *prometheus.Registry, log *slog.Logger) (stop func(), err error) {
