@@ -290,17 +290,23 @@ func (f *natsFlags) mend(err error) error {
 	var unknownCA x509.UnknownAuthorityError
 	var wrongHost x509.HostnameError
 	var dns *net.DNSError
+	var expired x509.CertificateInvalidError
+	var op *net.OpError
 	where := "NATS at " + maskURLs(f.Nats)
 	if f.contextWins() {
 		where = fmt.Sprintf("NATS (context %q)", f.NatsContext)
 	}
 	switch {
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
-		return fmt.Errorf("%s refuses these credentials (%w): give --nats-creds, a --nats-context, or user and password in the URL", where, err)
+		return fmt.Errorf("%s refuses these credentials (%w): give --nats-creds, --nats-nkey, a --nats-context, or user and password in the URL", where, err)
 	case errors.As(err, &unknownCA):
 		return fmt.Errorf("%s shows a certificate of an unknown authority: name its CA with --nats-ca", where)
 	case errors.As(err, &wrongHost):
 		return fmt.Errorf("%s shows a certificate for other names (%w): use one of those in the URL", where, err)
+	case errors.As(err, &expired) && expired.Reason == x509.Expired:
+		return fmt.Errorf("%s shows a certificate that has expired or is not yet valid (%w): have it renewed, or set this machine's clock", where, err)
+	case errors.As(err, &op) && op.Op == "remote error": // what crypto/tls calls an alert of the other side
+		return fmt.Errorf("%s wants a client certificate: give --nats-cert and --nats-key, of an authority that it knows (%w)", where, err)
 	case errors.Is(err, nats.ErrSecureConnRequired):
 		return fmt.Errorf("%s wants TLS: use tls:// in the URL, with --nats-ca if its authority is your own", where)
 	case errors.Is(err, nats.ErrSecureConnWanted):
