@@ -380,3 +380,14 @@ func TestAVariableThatNoFlagReadsIsWarnedOf(t *testing.T) {
 	warnings := strayVariables([]string{"BRIDGE_ACKWAIT=1s", "BRIDGE_ACK_WAIT=1s", "BRIDGE_API_KEY=k", "BRIDGE_CONFIG=f", "HOME=/"})
 	require.Equal(t, []string{"BRIDGE_ACKWAIT in the environment is no setting; bridge serve --help names those there are"}, warnings)
 }
+
+// The embedded server has no authentication: nothing but its own flag lets other machines reach it.
+func TestTheEmbeddedServerListensOnLoopbackUnlessTold(t *testing.T) {
+	clearEnv(t)
+	c, err := parseServe(t, up, "--embedded", "--store-dir="+t.TempDir(), "--http=0.0.0.0:8910")
+	require.NoError(t, err)
+	require.Equal(t, "127.0.0.1:4222", c.EmbeddedListen)
+	c, err = parseServe(t, up, "--embedded", "--store-dir="+t.TempDir(), "--embedded-listen=0.0.0.0:4222")
+	require.NoError(t, err)
+	require.Equal(t, "0.0.0.0:4222", c.EmbeddedListen)
+}
