@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -47,13 +48,14 @@ func TestADenialIsTroubleAsLongAsItExplainsAnything(t *testing.T) {
 		time.Sleep(deniedFor)
 		require.Empty(t, d.explain(""), "it has not been tried again")
 
-		reconnects := 0
+		var reconnects atomic.Int32
 		for range 3 {
-			d.note(violation(`Subscription to "b"`), silent(), func() { reconnects++ })
+			d.note(violation(`Subscription to "b"`), silent(), func() { reconnects.Add(1) })
 		}
 		time.Sleep(time.Hour)
+		synctest.Wait()
 		require.Contains(t, d.explain(""), `subscribe to "b"`, "that is told only once")
-		require.Equal(t, 1, reconnects)
+		require.EqualValues(t, 1, reconnects.Load())
 		d.forget()
 		require.Empty(t, d.explain(""))
 	})
