@@ -26,8 +26,11 @@ type streamFlags struct {
 }
 
 func (f *streamFlags) check(bad func(flag, format string, args ...any)) {
-	if f.Replicas < 1 || f.Replicas > 5 {
-		bad("replicas", "JetStream cannot keep %d copies; give 1, 3 or 5", f.Replicas)
+	if f.Replicas < 1 {
+		bad("replicas", "%d is too small; give at least 1", f.Replicas)
+	}
+	if f.Replicas > 5 {
+		bad("replicas", "%d copies are more than JetStream keeps; give 1, 3 or 5", f.Replicas)
 	}
 	if f.StatesMaxAge < 0 {
 		bad("states-max-age", "%v is too short; give at least 0s", f.StatesMaxAge)

@@ -94,7 +94,7 @@ func TestStreamsSaysWhatIsWrong(t *testing.T) {
 	}{
 		{nil, "--print or --out"},
 		{[]string{"--print", "--prefix=a b"}, `--prefix: prefix "a b"`},
-		{[]string{"--print", "--replicas=7"}, "--replicas: JetStream cannot keep 7 copies; give 1, 3 or 5"},
+		{[]string{"--print", "--replicas=7"}, "--replicas: 7 copies are more than JetStream keeps; give 1, 3 or 5"},
 		{[]string{"--print", "--ack-wait=0s"}, "--ack-wait: 0s is too short"},
 		{[]string{"--out", file}, "--out: mkdir " + file},
 	} {
