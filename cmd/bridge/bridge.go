@@ -193,9 +193,5 @@ func (b *bridge) notReady() string {
 	case b.engine.KeyRefused():
 		return "the upstream refuses the API key or the bill (401 or 402)"
 	}
-	why := b.intake.Trouble()
-	if why != "" && b.cfg.lameDuck.Load() {
-		why = "the NATS server is about to stop (lame duck mode): " + why
-	}
-	return why
+	return b.intake.Trouble()
 }

@@ -12,7 +12,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -37,8 +36,7 @@ type natsFlags struct {
 	NatsInbox   string `name:"nats-inbox-prefix" group:"nats" placeholder:"SUBJECT" help:"First tokens of the subjects on which answers come, where permissions allow only those: _INBOX.bridge."`
 	Prefix      string `name:"prefix" group:"nats" default:"tinker" help:"First tokens of all subjects; streams are named after them."`
 
-	given    given       // by which flags somebody asked for something
-	lameDuck atomic.Bool // the server that dial connected to says that it is about to stop
+	given given // by which flags somebody asked for something
 }
 
 // setGiven is called once the command line has been parsed.
@@ -136,7 +134,7 @@ type dialOptions struct {
 	log       *slog.Logger               // required: outages and refusals
 	inProcess nats.InProcessConnProvider // the embedded server, instead of the network
 	patient   bool                       // a server that is absent at start is told and waited for
-	denied    *denials                   // takes the permissions that turn out to be missing; nil: the log alone has them
+	state     *readiness                 // takes what the connection says of itself; nil: the log alone has it
 }
 
 // dial connects. A lost connection is told and tried again for ever; what is published in between fails at once
@@ -223,9 +221,9 @@ func (f *natsFlags) tlsAndCreds() []nats.Option {
 
 // handlers tell what happens to a connection. The same trouble is told once a minute, not at every attempt.
 func (f *natsFlags) handlers(o dialOptions) []nats.Option {
-	log, denied := o.log, o.denied
-	if denied == nil {
-		denied = &denials{}
+	log, state := o.log, o.state
+	if state == nil {
+		state = &readiness{}
 	}
 	where := func(nc *nats.Conn) string {
 		if o.inProcess != nil {
@@ -243,11 +241,11 @@ func (f *natsFlags) handlers(o dialOptions) []nats.Option {
 			mu.Lock()
 			told = time.Time{}
 			mu.Unlock()
-			f.lameDuck.Store(false)
+			state.lameDuck.Store(false)
 			log.Warn("connected to NATS again", "url", where(nc), "server", nc.ConnectedServerName())
 		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			denied.forget()
+			state.denied.forget()
 			if err != nil { // nil: closed by ourselves
 				log.Warn("lost the connection to NATS; trying again", "err", err)
 			}
@@ -262,7 +260,7 @@ func (f *natsFlags) handlers(o dialOptions) []nats.Option {
 			log.Warn("cannot connect to NATS; trying again", "err", f.mend(err))
 		}),
 		nats.LameDuckModeHandler(func(nc *nats.Conn) {
-			if !f.lameDuck.Swap(true) {
+			if !state.lameDuck.Swap(true) {
 				log.Warn("the NATS server is about to stop (lame duck mode): it stores nothing more itself and will close this connection; "+
 					"going on at another server of its cluster, or waiting for it to come back", "url", where(nc), "server", nc.ConnectedServerName())
 			}
@@ -273,7 +271,7 @@ func (f *natsFlags) handlers(o dialOptions) []nats.Option {
 					_ = nc.ForceReconnect() // an error: it is closed
 				}
 			}
-			if denied.note(err, log, reconnect) {
+			if state.denied.note(err, log, reconnect) {
 				return
 			}
 			args := []any{"err", err}

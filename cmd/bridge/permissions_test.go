@@ -93,7 +93,7 @@ func (w *world) serveAs(args ...string) (state *readiness, stop func()) {
 	cfg, err := parseServe(w.t, append([]string{up}, args...)...)
 	require.NoError(w.t, err)
 	state = newReadiness("starting")
-	nc, err := nats.Connect("", append(cfg.handlers(dialOptions{log: w.logger(), patient: true, denied: &state.denied}),
+	nc, err := nats.Connect("", append(cfg.handlers(dialOptions{log: w.logger(), patient: true, state: state}),
 		nats.InProcessServer(w), nats.UserInfo("bridge", "bridge-secret"), nats.CustomInboxPrefix("_INBOX.bridge"),
 		nats.MaxReconnects(-1), nats.ReconnectBufSize(-1))...)
 	require.NoError(w.t, err)

@@ -93,7 +93,7 @@ func (a *tattler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // guarded is a NATS server that wants a password.
-func guarded(t *testing.T) (url string, js jetstream.JetStream) {
+func behindAPassword(t *testing.T) (url string, js jetstream.JetStream) {
 	t.Helper()
 	forgetTimers()
 	s, err := server.NewServer(&server.Options{
@@ -154,7 +154,7 @@ func TestNoSecretIsInAnythingThatCanBeRead(t *testing.T) {
 	upstreamURL, stop, err := serveUpstream(upstream)
 	require.NoError(t, err)
 	t.Cleanup(stop)
-	natsURL, js := guarded(t)
+	natsURL, js := behindAPassword(t)
 	keyFile := write(t, "key", firstKey)
 	t.Setenv("BRIDGE_UPSTREAM_HEADER", "X-Team="+teamToken)
 	args := []string{

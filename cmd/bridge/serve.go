@@ -65,7 +65,7 @@ func (c *serveCmd) Run(ctx context.Context, io stdio) error {
 		defer stop()
 	}
 
-	dialing := dialOptions{name: "bridge", log: log, patient: true, denied: &state.denied}
+	dialing := dialOptions{name: "bridge", log: log, patient: true, state: state}
 	if c.Embedded {
 		server, err := embedded.Start(embedded.Options{StoreDir: c.StoreDir, Listen: c.EmbeddedListen, Log: log})
 		if err != nil {
@@ -176,11 +176,12 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// readiness is what /readyz tells: a fixed reason, or whatever a function says, and the permission that is missing; empty
-// is ready.
+// readiness is what /readyz tells: a fixed reason, or whatever a function says, with what the connection to NATS said that
+// explains it; empty is ready.
 type readiness struct {
-	reason atomic.Value
-	denied denials
+	reason   atomic.Value
+	denied   denials
+	lameDuck atomic.Bool // the server is about to stop
 }
 
 func newReadiness(reason string) *readiness {
@@ -192,7 +193,11 @@ func newReadiness(reason string) *readiness {
 func (r *readiness) set(reason string)     { r.ask(func() string { return reason }) }
 func (r *readiness) ask(why func() string) { r.reason.Store(why) }
 func (r *readiness) notReady() (why string) {
-	return r.denied.explain(r.reason.Load().(func() string)())
+	why = r.denied.explain(r.reason.Load().(func() string)())
+	if why != "" && r.lameDuck.Load() {
+		why = "the NATS server is about to stop (lame duck mode): " + why
+	}
+	return why
 }
 
 // serveHTTP starts the endpoint for operators; the returned function stops it.
