@@ -44,12 +44,18 @@ type Submission struct {
 var traceparent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
 // Parse reads a submission: a JSON object, or a plain id. Its errors tell the submitter what to mend. Whether the id
-// itself is allowed is checkID's to say.
+// itself is allowed is checkID's to say. What can be read in two ways is an error: the next bridge that reads it might
+// choose the other one.
 func Parse(header nats.Header, data []byte, checkID func(string) error) (Submission, error) {
 	var s Submission
 	body := bytes.TrimSpace(data)
-	id, haveID := first(header, headerRequestID)
+	id, haveID, err := only(header, headerRequestID)
+	if err != nil {
+		return s, err
+	}
 	switch {
+	case bytes.HasPrefix(body, []byte("\ufeff")):
+		return s, errors.New("the message begins with a byte order mark: leave it out")
 	case bytes.HasPrefix(body, []byte("{")):
 		if err := s.parseJSON(body, haveID); err != nil {
 			return s, err
@@ -61,12 +67,16 @@ func Parse(header nats.Header, data []byte, checkID func(string) error) (Submiss
 		s.ID = string(body)
 	}
 	if haveID {
-		s.ID = strings.Clone(id) // not all the headers with it, for as long as the request is held
+		s.ID = id
 	}
-	if v, ok := first(header, headerRequestType); ok {
+	if v, ok, err := only(header, headerRequestType); err != nil {
+		return s, err
+	} else if ok {
 		s.Type = v
 	}
-	if v, ok := first(header, headerTimeoutMS); ok {
+	if v, ok, err := only(header, headerTimeoutMS); err != nil {
+		return s, err
+	} else if ok {
 		ms, err := strconv.ParseInt(strings.TrimSpace(v), 10, 64)
 		if err != nil {
 			return s, fmt.Errorf("the header %s is %.40q: want whole milliseconds", headerTimeoutMS, v)
@@ -75,7 +85,7 @@ func Parse(header nats.Header, data []byte, checkID func(string) error) (Submiss
 			return s, err
 		}
 	}
-	if v, ok := first(header, headerTraceparent); ok && traceparent.MatchString(v) {
+	if v, ok, err := only(header, headerTraceparent); err == nil && ok && traceparent.MatchString(v) {
 		s.Traceparent = v
 	}
 	if err := checkType(s.Type); err != nil {
@@ -88,42 +98,81 @@ func (s *Submission) parseJSON(body []byte, haveID bool) error {
 	if !utf8.Valid(body) {
 		return errors.New("the message is not valid UTF-8")
 	}
-	var in struct {
-		RequestID   *string         `json:"request_id"`
-		TimeoutMS   *int64          `json:"timeout_ms"`
-		RequestType *string         `json:"request_type"`
-		Labels      json.RawMessage `json:"labels"`
+	if !json.Valid(body) {
+		return fmt.Errorf("the message begins like a JSON object but is none: %w", json.Unmarshal(body, new(json.RawMessage)))
 	}
-	if err := json.Unmarshal(body, &in); err != nil {
-		var wrong *json.UnmarshalTypeError
-		if errors.As(err, &wrong) {
-			want := "string"
-			if wrong.Type.Kind() == reflect.Int64 {
-				want = "whole number"
-			}
-			return fmt.Errorf("the field %q is a JSON %.40s: want a %s", wrong.Field, wrong.Value, want)
+	fields, err := fieldsOf(body)
+	if err != nil {
+		return err
+	}
+	var id, kind *string
+	var ms *int64
+	for name, into := range map[string]any{"request_id": &id, "request_type": &kind, "timeout_ms": &ms} {
+		if err := field(fields, name, into); err != nil {
+			return err
 		}
-		return fmt.Errorf("the message begins like a JSON object but is none: %w", err)
 	}
-	if in.RequestID == nil && !haveID {
+	if id == nil && !haveID {
 		return errors.New("the JSON object has no request_id")
 	}
-	if in.RequestID != nil {
-		s.ID = *in.RequestID
+	if id != nil {
+		s.ID = *id
 		if !haveID && mended(s.ID, body) {
 			return errors.New("the request_id has half of a surrogate pair")
 		}
 	}
-	if in.RequestType != nil {
-		s.Type = *in.RequestType
+	if kind != nil {
+		s.Type = *kind
 	}
-	if in.TimeoutMS != nil {
-		var err error
-		if s.Timeout, err = timeout(*in.TimeoutMS); err != nil {
+	if ms != nil {
+		if s.Timeout, err = timeout(*ms); err != nil {
 			return err
 		}
 	}
-	return s.parseLabels(in.Labels)
+	return s.parseLabels(fields["labels"])
+}
+
+// fieldsOf are the fields of a valid JSON object. Their names are taken as they are written, and each of ours only once:
+// the decoder of the library would take "Request_ID" too, and the last one.
+func fieldsOf(body []byte) (map[string]json.RawMessage, error) {
+	fields := make(map[string]json.RawMessage, 4)
+	dec := json.NewDecoder(bytes.NewReader(body))
+	_, err := dec.Token() // the brace
+	for err == nil && dec.More() {
+		var name json.Token
+		if name, err = dec.Token(); err != nil {
+			break
+		}
+		var value json.RawMessage
+		if err = dec.Decode(&value); err != nil {
+			break
+		}
+		switch name := name.(string); name {
+		case "request_id", "request_type", "timeout_ms", "labels":
+			if _, twice := fields[name]; twice {
+				return nil, fmt.Errorf("the JSON object has the field %q twice", name)
+			}
+			fields[name] = value
+		}
+	}
+	return fields, err
+}
+
+func field(fields map[string]json.RawMessage, name string, into any) error {
+	raw, ok := fields[name]
+	if !ok {
+		return nil
+	}
+	var wrong *json.UnmarshalTypeError
+	err := json.Unmarshal(raw, into)
+	if !errors.As(err, &wrong) {
+		return err
+	}
+	want := "string"
+	if wrong.Type.Kind() == reflect.Int64 {
+		want = "whole number"
+	}
+	return fmt.Errorf("the field %q is a JSON %.40s: want a %s", name, wrong.Value, want)
 }
 
 // mended reports whether the JSON decoder has put U+FFFD where body has no character: another id than the submitter's.
@@ -173,15 +222,19 @@ func checkType(t string) error {
 	return nil
 }
 
-// first returns a header's first value, whatever way its name is capitalised.
-func first(header nats.Header, name string) (string, bool) {
-	if v := header[name]; len(v) > 0 {
-		return v[0], true
-	}
-	for k, v := range header {
-		if len(v) > 0 && strings.EqualFold(k, name) {
-			return v[0], true
+// only returns a header's value, whatever way its name is capitalised. Two that differ are an error. The value is a copy:
+// those of the library are parts of all the headers together, which nobody wants to keep as long as a request is held.
+func only(header nats.Header, name string) (value string, ok bool, err error) {
+	for k, values := range header {
+		if !strings.EqualFold(k, name) {
+			continue
+		}
+		for _, v := range values {
+			if ok && v != value {
+				return "", false, fmt.Errorf("the header %s is given twice, with different values", name)
+			}
+			value, ok = v, true
 		}
 	}
-	return "", false
+	return strings.Clone(value), ok, nil
 }

@@ -49,7 +49,14 @@ func TestASubmissionIsReadInEveryForm(t *testing.T) {
 			`{"request_id":"a","timeout_ms":1,"request_type":"U"}`,
 			Submission{ID: "h", Timeout: 7 * time.Millisecond, Type: "T", Traceparent: trace},
 		},
-		{"a header's first value counts", nats.Header{"Bridge-Request-Id": {"h", "i"}}, "", Submission{ID: "h"}},
+		{"a header that says the same twice", nats.Header{"Bridge-Request-Id": {"h", "h"}, "bridge-request-id": {"h"}}, "", Submission{ID: "h"}},
+		{"traces that differ", nats.Header{"traceparent": {trace}, "Traceparent": {strings.Replace(trace, "b7", "b8", 1)}}, "a", Submission{ID: "a"}},
+		{"headers of the server's and of a later bridge's", nats.Header{"Status": {"503"}, "Nats-Pin-Id": {"x"}, "Bridge-Priority": {"7"}, "Bridge-Status": {"completed"}}, "a", Submission{ID: "a"}},
+		{"fields of a later bridge", nil, `{"version":2,"request_id":"a","priority":{"class":7},"url":"http://evil","path":"/","headers":{"X-API-Key":"k"}}`, Submission{ID: "a"}},
+		{"fields that are named otherwise", nil, `{"REQUEST_ID":1,"request_id":"a","Timeout_MS":"x","Labels":7,"request-type":{}}`, Submission{ID: "a"}},
+		{"fields of other meanings twice", nil, `{"x":1,"request_id":"a","x":2}`, Submission{ID: "a"}},
+		{"an id that looks like a token", nil, "=YS5i", Submission{ID: "=YS5i"}},
+		{"a name with escapes", nil, `{"request\u005fid":"a"}`, Submission{ID: "a"}},
 		{"a header without a value is none", nats.Header{"Bridge-Request-Id": {}}, "a", Submission{ID: "a"}},
 		{"a trace that is none", nats.Header{"traceparent": {"00-x"}}, "a", Submission{ID: "a"}},
 		{"a trace in capitals", nats.Header{"traceparent": {strings.ToUpper(trace)}}, "a", Submission{ID: "a"}},
@@ -92,6 +99,20 @@ var hopeless = []struct {
 	{"JSON and more", nil, `{"request_id":"a"} {}`, "the message begins like a JSON object but is none: "},
 	{"braces alone", nil, `{a}`, "the message begins like a JSON object but is none: "},
 	{"JSON too deep", nil, `{"labels":` + strings.Repeat("[", 100_000), "the message begins like a JSON object but is none: "},
+	{"a byte order mark", nil, "\ufeff{\"request_id\":\"a\"}", "the message begins with a byte order mark: leave it out"},
+	{"a byte order mark of another encoding", nil, "\xff\xfe{\x00", "the request id is not valid UTF-8"},
+	{"JSON with two ids", nil, `{"request_id":"a","request_id":"b"}`, `the JSON object has the field "request_id" twice`},
+	{"JSON with two ids, one of them escaped", nil, `{"request_id":"a","request\u005fid":"b"}`, `the JSON object has the field "request_id" twice`},
+	{"JSON with two time-outs", nil, `{"timeout_ms":1,"request_id":"a","timeout_ms":1}`, `the JSON object has the field "timeout_ms" twice`},
+	{"JSON with an id in another case", nil, `{"Request_Id":"a"}`, "the JSON object has no request_id"},
+	{"JSON with a time-out of 1e400", nil, `{"request_id":"a","timeout_ms":1e400}`, `the field "timeout_ms" is a JSON number 1e400: want a whole number`},
+	{"JSON with a time-out of 1e3", nil, `{"request_id":"a","timeout_ms":1e3}`, `the field "timeout_ms" is a JSON number 1e3: want a whole number`},
+	{"JSON with a time-out that is no number", nil, `{"request_id":"a","timeout_ms":NaN}`, "the message begins like a JSON object but is none: "},
+	{"two headers for an id", nats.Header{"Bridge-Request-Id": {"h", "i"}}, "a", "the header Bridge-Request-Id is given twice, with different values"},
+	{"two headers for an id, one in another case", nats.Header{"Bridge-Request-Id": {"h"}, "bridge-request-id": {"i"}}, "a", "the header Bridge-Request-Id is given twice, with different values"},
+	{"two headers for a time-out", nats.Header{"Bridge-Timeout-Ms": {"1", "2"}}, "a", "the header Bridge-Timeout-Ms is given twice, with different values"},
+	{"two headers for a type", nats.Header{"Bridge-Request-Type": {"A"}, "bridge-request-type": {"a"}}, "a", "the header Bridge-Request-Type is given twice, with different values"},
+	{"a type with a line break", nil, `{"request_id":"a","request_type":"T\r\nX-Evil: 1"}`, "the request type has characters other than printable ASCII"},
 	{"a time-out of nothing", nil, `{"request_id":"a","timeout_ms":0}`, "the time-out is 0 ms: want 1 to 604800000 (7 days)"},
 	{"a negative time-out", nil, `{"request_id":"a","timeout_ms":-1}`, "the time-out is -1 ms: want 1 to 604800000 (7 days)"},
 	{"an absurd time-out", nil, `{"request_id":"a","timeout_ms":604800001}`, "the time-out is 604800001 ms: want 1 to 604800000 (7 days)"},
@@ -118,6 +139,21 @@ func TestWhatIsNoRequestIsToldWhatToMend(t *testing.T) {
 			require.Error(t, err)
 			require.Equal(t, c.reason, err.Error()[:min(len(err.Error()), len(c.reason))])
 		})
+	}
+}
+
+// What clients clean, and a socket written to by hand does not.
+func TestALineBreakInAHeaderIsRefused(t *testing.T) {
+	for _, value := range []string{"h\rX-Evil: 1", "h\nX-Evil: 1", "h\r\nX-Evil: 1", "h\x00", "h\vx"} {
+		_, err := Parse(nats.Header{headerRequestID: {value}}, nil, publish.CheckID)
+		require.ErrorContains(t, err, "the request id has the control character")
+		_, err = Parse(nats.Header{headerRequestType: {value}}, []byte("a"), publish.CheckID)
+		require.ErrorContains(t, err, "the request type has characters other than printable ASCII")
+		_, err = Parse(nats.Header{headerTimeoutMS: {value}}, []byte("a"), publish.CheckID)
+		require.ErrorContains(t, err, "want whole milliseconds")
+		got, err := Parse(nats.Header{headerTraceparent: {value}}, []byte("a"), publish.CheckID)
+		require.NoError(t, err)
+		require.Empty(t, got.Traceparent)
 	}
 }
 
