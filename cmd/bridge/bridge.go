@@ -113,7 +113,7 @@ func (b *bridge) run(ctx, hard context.Context) {
 }
 
 // consumer finds the shared consumer, and makes it and its stream anew if somebody deleted them.
-func (b *bridge) consumer(ctx context.Context) (jetstream.Consumer, error) {
+func (b *bridge) consumer(ctx context.Context) (intake.Consumer, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	names := b.cfg.names()
@@ -125,7 +125,11 @@ func (b *bridge) consumer(ctx context.Context) (jetstream.Consumer, error) {
 		return nil, err
 	}
 	b.keptFor.Store(int64(states.CachedInfo().Config.MaxAge))
-	return b.js.Consumer(ctx, names.WorkStream(), names.Consumer())
+	found, err := b.js.Consumer(ctx, names.WorkStream(), names.Consumer())
+	if err != nil {
+		return nil, err
+	}
+	return intake.NewPuller(b.nc, b.js, found), nil
 }
 
 // checkTimeout rejects what would outlive its own log.

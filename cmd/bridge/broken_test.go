@@ -15,6 +15,7 @@ import (
 	"futurebridge/internal/api"
 	"futurebridge/internal/api/sim"
 	"futurebridge/internal/history"
+	"futurebridge/internal/intake"
 	"futurebridge/internal/poll"
 )
 
@@ -37,7 +38,7 @@ func TestABrokenBridgeIsFoundOut(t *testing.T) {
 		{"publishes a refused state on top", history.Order, func() seams { return seams{sink: insistent} }, paused(), lateState},
 		{"goes on polling when its trust has run out", history.OneHolder, func() seams { return seams{request: trusting} }, job(3 * time.Minute), cutOff},
 		{"counts trust from the arrival", history.OneHolder, func() seams {
-			return seams{consumer: func(c jetstream.Consumer) jetstream.Consumer { return &ahead{Consumer: c} }}
+			return seams{consumer: func(c intake.Consumer) intake.Consumer { return &ahead{Consumer: c} }}
 		}, job(3 * time.Minute), stopped},
 		{"ends a request that somebody else was given", history.Ending, func() seams {
 			return seams{policy: func(p *poll.Policy) { p.NotFoundGrace = 0 }}
@@ -209,7 +210,7 @@ func cutOff(w *world, _ play, broken seams) {
 // stopped: what a fetch brings lies in the socket of a stopped process until its leases are over.
 func stopped(w *world, _ play, broken seams) {
 	outer := broken.consumer
-	broken.consumer = func(c jetstream.Consumer) jetstream.Consumer {
+	broken.consumer = func(c intake.Consumer) intake.Consumer {
 		c = &stalled{c, present.Add(30 * time.Second)}
 		if outer != nil {
 			c = outer(c)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"futurebridge/internal/api"
@@ -21,7 +22,7 @@ type seams struct {
 	policy    func(*poll.Policy)
 	request   func(*bridge, *poll.Request) // changes a request before it is polled
 	unread    bool                         // what is stored of a request is not read at its delivery
-	consumer  func(jetstream.Consumer) jetstream.Consumer
+	consumer  func(intake.Consumer) intake.Consumer
 	abrupt    bool // it does not drain
 }
 
@@ -45,7 +46,7 @@ func (s seams) fit(b *bridge, consumer jetstream.ConsumerConfig, retriever poll.
 	}
 	find := b.consumer
 	if s.consumer != nil {
-		find = func(ctx context.Context) (jetstream.Consumer, error) {
+		find = func(ctx context.Context) (intake.Consumer, error) {
 			found, err := b.consumer(ctx)
 			if err != nil {
 				return nil, err
@@ -103,23 +104,23 @@ func (s slow) Retrieve(ctx context.Context, q api.Query) api.Outcome {
 }
 
 // gathered is a batch that is there already.
-type gathered struct{ messages chan jetstream.Msg }
+type gathered struct{ messages chan *nats.Msg }
 
-func (g gathered) Messages() <-chan jetstream.Msg { return g.messages }
-func (g gathered) Error() error                   { return nil }
+func (g gathered) Messages() <-chan *nats.Msg { return g.messages }
+func (g gathered) Error() error               { return nil }
 
 // stalled is a consumer whose process is stopped during each fetch that brings something, until the time is over.
 type stalled struct {
-	jetstream.Consumer
+	intake.Consumer
 	until time.Time
 }
 
-func (s *stalled) Fetch(n int, opts ...jetstream.FetchOpt) (jetstream.MessageBatch, error) {
-	batch, err := s.Consumer.Fetch(n, opts...)
+func (s *stalled) Fetch(n int, wait time.Duration) (intake.Batch, error) {
+	batch, err := s.Consumer.Fetch(n, wait)
 	if err != nil {
 		return nil, err
 	}
-	out := gathered{make(chan jetstream.Msg, n)}
+	out := gathered{make(chan *nats.Msg, n)}
 	for m := range batch.Messages() {
 		out.messages <- m
 	}
@@ -132,16 +133,16 @@ func (s *stalled) Fetch(n int, opts ...jetstream.FetchOpt) (jetstream.MessageBat
 
 // ahead is a consumer that fetches before anybody asks: what it brings was fetched who knows when.
 type ahead struct {
-	jetstream.Consumer
-	have jetstream.MessageBatch
+	intake.Consumer
+	have intake.Batch
 }
 
-func (a *ahead) Fetch(n int, opts ...jetstream.FetchOpt) (jetstream.MessageBatch, error) {
+func (a *ahead) Fetch(n int, wait time.Duration) (intake.Batch, error) {
 	have := a.have
 	var err error
-	a.have, err = a.Consumer.Fetch(n, opts...)
+	a.have, err = a.Consumer.Fetch(n, wait)
 	if have == nil {
-		empty := gathered{make(chan jetstream.Msg)}
+		empty := gathered{make(chan *nats.Msg)}
 		close(empty.messages)
 		return empty, err
 	}

@@ -7,14 +7,12 @@ package intake
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 const (
@@ -41,7 +39,7 @@ type Item struct {
 type Config struct {
 	Keeper   *Keeper
 	Max      int // items held at a time
-	Consumer func(ctx context.Context) (jetstream.Consumer, error)
+	Consumer func(ctx context.Context) (Consumer, error)
 	CheckID  func(id string) error
 	// CheckTimeout says why a request may not last so long; 0: as long as those do that name no time-out.
 	CheckTimeout func(timeout time.Duration) error
@@ -86,7 +84,7 @@ func (in *Intake) Trouble() string {
 // Run fetches until stop ends; items that a fetch under way brings after that go back. ctx bounds what is handed on.
 func (in *Intake) Run(ctx, stop context.Context) {
 	defer in.busy.Wait()
-	var consumer jetstream.Consumer
+	var consumer Consumer
 	var found time.Time
 	for failures := 0; stop.Err() == nil; {
 		if consumer == nil || time.Since(found) > lookupEvery {
@@ -142,9 +140,9 @@ func wait(stop context.Context, wake <-chan struct{}, most time.Duration) {
 }
 
 // fetch hands on what one fetch brings, as it comes.
-func (in *Intake) fetch(ctx, stop context.Context, consumer jetstream.Consumer, most int) error {
+func (in *Intake) fetch(ctx, stop context.Context, consumer Consumer, most int) error {
 	sent := time.Now()
-	batch, err := consumer.Fetch(most, jetstream.FetchMaxWait(min(maxFetchWait, in.cfg.Keeper.ackWait/4)))
+	batch, err := consumer.Fetch(most, min(maxFetchWait, in.cfg.Keeper.ackWait/4))
 	if err != nil {
 		return err
 	}
@@ -163,10 +161,7 @@ func (in *Intake) fetch(ctx, stop context.Context, consumer jetstream.Consumer, 
 		lease.Nak()
 	}
 	in.late = nil
-	if err := batch.Error(); err != nil && !errors.Is(err, nats.ErrTimeout) {
-		return err
-	}
-	return nil
+	return batch.Error()
 }
 
 // handle hands items on beside the loop: reading what is stored of them takes a round trip to the server or two.
@@ -178,28 +173,28 @@ func (in *Intake) handle(ctx context.Context, items []Item) {
 	})
 }
 
-func (in *Intake) take(ctx, stop context.Context, items []Item, m jetstream.Msg, sent time.Time) []Item {
+func (in *Intake) take(ctx, stop context.Context, items []Item, m *nats.Msg, sent time.Time) []Item {
 	if m == nil {
 		return items
 	}
 	meta, err := m.Metadata()
 	if err != nil {
-		in.cfg.Log.Error("a delivery without metadata is ignored", "subject", m.Subject(), "error", err)
+		in.cfg.Log.Error("a delivery without metadata is ignored", "subject", m.Subject, "error", err)
 		return items
 	}
 	seq := meta.Sequence.Stream
-	lease := in.cfg.Keeper.take(seq, m.Reply(), sent)
+	lease := in.cfg.Keeper.take(seq, m.Reply, sent)
 	if stop.Err() != nil {
 		in.late = append(in.late, lease)
 		return items
 	}
 	in.cfg.Metrics.deliveries.Inc()
-	submission, err := Parse(m.Headers(), m.Data(), in.cfg.CheckID)
+	submission, err := Parse(m.Header, m.Data, in.cfg.CheckID)
 	if err == nil {
 		err = in.cfg.CheckTimeout(submission.Timeout)
 	}
 	if err != nil {
-		in.reject(ctx, seq, err.Error(), m, lease)
+		in.reject(ctx, meta, err.Error(), m, lease)
 		return items
 	}
 	if meta.NumDelivered > 1 || time.Since(meta.Timestamp).Abs() > in.cfg.Keeper.ackWait/10 { // old, or our clock is wrong
@@ -212,13 +207,12 @@ func (in *Intake) take(ctx, stop context.Context, items []Item, m jetstream.Msg,
 
 // reject stores the reason, then terminates the item. It takes as long as it takes, beside the loop: rubbish must not
 // hold up requests.
-func (in *Intake) reject(ctx context.Context, seq uint64, reason string, m jetstream.Msg, lease *Lease) {
+func (in *Intake) reject(ctx context.Context, meta *nats.MsgMetadata, reason string, m *nats.Msg, lease *Lease) {
 	in.cfg.Metrics.rejected.Inc()
 	in.rejecting <- struct{}{}
 	in.busy.Go(func() {
 		defer func() { <-in.rejecting }()
-		msg := &nats.Msg{Subject: m.Subject(), Header: m.Headers(), Data: m.Data()}
-		if err := in.cfg.Reject(ctx, seq, reason, msg); err != nil {
+		if err := in.cfg.Reject(ctx, meta.Sequence.Stream, reason, m); err != nil {
 			lease.Nak() // only at the end of ctx
 			return
 		}

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 )
 
@@ -184,7 +183,7 @@ func TestAConsumerThatCannotBeHadIsAskedForAgain(t *testing.T) {
 		var calls int
 		b := w.bridge(func(c *Config) {
 			consumer := c.Consumer
-			c.Consumer = func(ctx context.Context) (jetstream.Consumer, error) {
+			c.Consumer = func(ctx context.Context) (Consumer, error) {
 				if calls++; calls <= 20 {
 					return nil, errors.New("not now")
 				}
@@ -210,7 +209,7 @@ func TestAConsumerThatCannotBeHadIsAskedForAgain(t *testing.T) {
 // remaking makes what is missing anew, as cmd/bridge does.
 func remaking(w *world) func(*Config) {
 	return func(c *Config) {
-		c.Consumer = func(ctx context.Context) (jetstream.Consumer, error) {
+		c.Consumer = func(ctx context.Context) (Consumer, error) {
 			w.ensure()
 			return w.consumer(ctx)
 		}

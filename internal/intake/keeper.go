@@ -36,7 +36,7 @@ type Keeper struct {
 	freed chan struct{} // a slot came free
 
 	mu       sync.Mutex
-	consumer jetstream.Consumer    // which gives the leases; nil before it was found
+	consumer Consumer              // which gives the leases; nil before it was found
 	memory   memory                // what that one remembers its deliveries in
 	looked   int64                 // when it was last asked, on the keeper's clock
 	bursts   [2]int64              // when the last two bursts were sent that it answered, the older first
@@ -180,7 +180,7 @@ func (l *Lease) subject() string {
 // deliveries and the latest burst, and then gives what it knows nothing of, or what by the burst before has run out, to a
 // second bridge beside this one. It tells neither of the two, not even when they extend. So those leases are not extended:
 // whoever has the item keeps it, or it is delivered again.
-func (k *Keeper) follow(consumer jetstream.Consumer, asked time.Time) {
+func (k *Keeper) follow(consumer Consumer, asked time.Time) {
 	now, at := k.memoryOf(consumer.CachedInfo()), int64(asked.Sub(k.start))
 	k.mu.Lock()
 	defer k.mu.Unlock()

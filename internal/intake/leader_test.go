@@ -12,7 +12,7 @@ import (
 
 // elected is a consumer whose leaders are told by a test.
 type elected struct {
-	jetstream.Consumer
+	Consumer
 	since *atomic.Pointer[time.Time]
 }
 
@@ -38,7 +38,7 @@ func TestWhatANewLeaderMayNotKnowOfIsNotExtended(t *testing.T) {
 		elect := func() { now := time.Now().UTC(); since.Store(&now) }
 		elect()
 		b := w.bridge(func(c *Config) {
-			c.Consumer = func(ctx context.Context) (jetstream.Consumer, error) {
+			c.Consumer = func(ctx context.Context) (Consumer, error) {
 				found, err := w.consumer(ctx)
 				return elected{found, &since}, err
 			}

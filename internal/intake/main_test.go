@@ -163,14 +163,18 @@ func (w *world) work() int {
 	return int(stream.CachedInfo().State.Msgs)
 }
 
-func (w *world) consumer(ctx context.Context) (jetstream.Consumer, error) {
-	return w.js.Consumer(ctx, w.names.WorkStream(), w.names.Consumer())
+func (w *world) consumer(ctx context.Context) (Consumer, error) {
+	c, err := w.js.Consumer(ctx, w.names.WorkStream(), w.names.Consumer())
+	if err != nil {
+		return nil, err
+	}
+	return NewPuller(w.nc, w.js, c), nil
 }
 
 func (w *world) info() *jetstream.ConsumerInfo {
 	w.t.Helper()
 	synctest.Wait()
-	c, err := w.consumer(w.t.Context())
+	c, err := w.js.Consumer(w.t.Context(), w.names.WorkStream(), w.names.Consumer())
 	require.NoError(w.t, err)
 	return c.CachedInfo()
 }
