@@ -47,7 +47,7 @@ type Config struct {
 	// run at a time.
 	Handle func(ctx context.Context, items []Item)
 	// Reject stores the event that says why a submission is no request.
-	Reject func(ctx context.Context, seq uint64, reason string, m *nats.Msg) error
+	Reject func(ctx context.Context, seq uint64, submitted time.Time, reason string, m *nats.Msg) error
 	// Paused says why no work may be taken at present; empty: it may.
 	Paused  func() string
 	Metrics *Metrics
@@ -212,7 +212,7 @@ func (in *Intake) reject(ctx context.Context, meta *nats.MsgMetadata, reason str
 	in.rejecting <- struct{}{}
 	in.busy.Go(func() {
 		defer func() { <-in.rejecting }()
-		if err := in.cfg.Reject(ctx, meta.Sequence.Stream, reason, m); err != nil {
+		if err := in.cfg.Reject(ctx, meta.Sequence.Stream, meta.Timestamp, reason, m); err != nil {
 			lease.Nak() // only at the end of ctx
 			return
 		}

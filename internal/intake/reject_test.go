@@ -60,7 +60,7 @@ func TestARejectionThatTakesLongHoldsUpNoRequest(t *testing.T) {
 		w.submitMany(5)
 		stored := make(chan struct{})
 		b := w.bridge(func(c *Config) {
-			c.Reject = func(context.Context, uint64, string, *nats.Msg) error {
+			c.Reject = func(context.Context, uint64, time.Time, string, *nats.Msg) error {
 				<-stored
 				return nil
 			}
@@ -80,7 +80,7 @@ func TestARejectionThatWasNotStoredIsForTheNextBridge(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.submit("")
 		b := w.bridge(func(c *Config) {
-			c.Reject = func(ctx context.Context, seq uint64, reason string, m *nats.Msg) error {
+			c.Reject = func(ctx context.Context, seq uint64, submitted time.Time, reason string, m *nats.Msg) error {
 				<-ctx.Done()
 				return ctx.Err()
 			}

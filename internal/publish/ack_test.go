@@ -172,7 +172,7 @@ func TestARefusedPublisherWaitsForAReplicaThatLags(t *testing.T) {
 func TestAConflictWithoutANumberTakesWhatIsStored(t *testing.T) {
 	scripted(t, func(t *testing.T, g *rig) {
 		result := completed("1")
-		mine := g.resultMessage(request("a"), result, result.Body, nil)
+		mine := g.resultMessage(request("a"), 0, result, result.Body, nil)
 		g.answer("ingest.tinker.result.a", refusal(10071, "not what you expected"))
 		g.answer("$JS.API.DIRECT.GET.TINKER_RESULTS.tinker.result.a", directAnswer("tinker.result.a", 9, mine.Header, "1"))
 		closing := g.answer("ingest.tinker.state.a", `{"stream":"TINKER_STATES","seq":3}`)

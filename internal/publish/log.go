@@ -2,116 +2,95 @@ package publish
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"futurebridge/internal/poll"
 )
 
-const (
-	// A replica that answers a direct get may lag behind the leader that refused a publish.
-	lagPatience = 5 * time.Second
-	readTimeout = 5 * time.Second
-	// MaxLookup is how many requests one Lookup can take: the server answers for no more subjects at a time.
-	MaxLookup = 1000
-	// A lookup reads whole messages; what exceeds this is read in further requests.
-	lookupBytes = 8 << 20
-)
+// MaxLookup is how many requests one Lookup can take: the server answers for no more subjects at a time.
+const MaxLookup = 1000
 
-// last reads the last message of a subject, nil if there is none, once the answering replica has seen sequence atLeast.
-func (p *Publisher) last(ctx context.Context, stream, subject string, atLeast uint64) (*jetstream.RawStreamMsg, error) {
+// tail is how a subject ends: the last message that a bridge wrote there, and whatever lies on top of it.
+type tail struct {
+	top   uint64    // sequence of the last message, whoever wrote it; 0: the subject is empty
+	seq   uint64    // of the last one that a bridge wrote; 0: there is none
+	at    time.Time // when that was stored
+	event Event
+	state StateBody // of an event that is a state
+}
+
+// tail reads how a subject of an event stream ends, once the answering replica has seen sequence atLeast.
+func (p *Publisher) tail(ctx context.Context, stream, subject string, atLeast uint64) (tail, error) {
+	last, err := p.last(ctx, stream, subject, atLeast)
+	if err != nil || last == nil {
+		return tail{}, err
+	}
+	return p.tailUnder(ctx, stream, last)
+}
+
+// tailUnder is tail for a subject whose last message has been read. What no bridge wrote is reported, and what it lies on
+// counts: on top of a closing record nothing is appended, whatever somebody has put there.
+func (p *Publisher) tailUnder(ctx context.Context, stream string, last *jetstream.RawStreamMsg) (tail, error) {
+	t := tail{top: last.Sequence}
+	why := p.take(&t, last)
+	if why == nil {
+		return t, nil
+	}
+	var foreign []uint64
 	var trying operation
 	defer trying.end(p)
-	begin := time.Now()
-	for attempt := 0; ; attempt++ {
-		msg, err := p.directLast(ctx, stream, subject)
+	for seq, attempt := uint64(1), 0; seq < last.Sequence; { // a log is short
+		msg, err := p.fromLeader(ctx, stream, map[string]any{"seq": seq, "next_by_subj": last.Subject})
 		switch {
-		case err == nil && msg != nil && msg.Sequence >= atLeast:
-			return msg, nil
-		case err == nil && atLeast == 0:
-			return nil, nil
-		case err == nil && time.Since(begin) > lagPatience:
-			return msg, nil // purged, then; or written anew since
 		case err != nil && ctx.Err() != nil:
-			return nil, ctx.Err()
-		case err != nil && attempt > 0:
-			trying.failed(p, "unknown", subject, fmt.Errorf("reading it: %w", err))
+			return t, ctx.Err()
+		case err != nil:
+			if attempt++; attempt > 1 {
+				trying.failed(p, "unknown", last.Subject, err)
+			}
+			if err := pause(ctx, attempt); err != nil {
+				return t, err
+			}
+			continue
+		case msg == nil || msg.Sequence >= last.Sequence: // what came on top meanwhile breaks the fence, and is read then
+			seq = last.Sequence
+			continue
 		}
-		if err := pause(ctx, attempt); err != nil {
-			return nil, err
+		if p.take(&t, msg) != nil {
+			foreign = append(foreign, msg.Sequence)
 		}
+		seq, attempt = msg.Sequence+1, 0
 	}
+	p.log.Error("a message that no bridge wrote lies on an event subject; only bridges may publish to "+ingest(p.names.prefix+".>"),
+		"stream", stream, "subject", last.Subject, "seq", append(foreign, last.Sequence), "error", why)
+	return t, nil
 }
 
-func (p *Publisher) directLast(ctx context.Context, stream, subject string) (*jetstream.RawStreamMsg, error) {
-	ctx, cancel := context.WithTimeout(ctx, readTimeout)
-	defer cancel()
-	return DirectLast(ctx, p.nc, p.js, stream, subject)
+// take makes a message the last one that a bridge wrote, unless none did.
+func (p *Publisher) take(t *tail, msg *jetstream.RawStreamMsg) error {
+	e, err := p.names.Decode(msg.Subject, msg.Header, msg.Data)
+	var state StateBody
+	if err == nil && e.Kind == KindState {
+		state, err = e.State()
+	}
+	if err == nil {
+		t.seq, t.at, t.event, t.state = msg.Sequence, msg.Time, e, state
+	}
+	return err
 }
 
-// DirectLast reads the last message of a subject from whichever replica of the stream answers; nil: there is none. It
-// needs no permission but that for this subject.
-func DirectLast(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, stream, subject string) (*jetstream.RawStreamMsg, error) {
-	reply, err := nc.RequestWithContext(ctx, direct(js, stream)+"."+subject, nil)
-	if err != nil {
-		return nil, err
-	}
-	return rawMessage(reply)
-}
+// closed reports whether a log has its closing record.
+func (t tail) closed() bool { return t.event.Kind == KindClosing }
 
-func direct(js jetstream.JetStream, stream string) string {
-	o := js.Options()
-	prefix := strings.TrimSuffix(jetstream.DefaultAPIPrefix, ".")
-	switch {
-	case o.APIPrefix != "":
-		prefix = strings.TrimSuffix(o.APIPrefix, ".")
-	case o.Domain != "":
-		prefix = "$JS." + o.Domain + ".API"
+// resume takes how a log ends into r, which the next event then follows.
+func (t tail) resume(r *poll.Request) {
+	r.LogSeq = t.top
+	if t.event.Kind == KindState {
+		r.State.QueueState, r.State.Reason = t.state.QueueState, string(t.state.Reason)
+		r.State.Polls = max(r.State.Polls, t.state.Poll)
 	}
-	return prefix + ".DIRECT.GET." + stream
-}
-
-// rawMessage reads the answer to a direct get; nil: there is no such message.
-func rawMessage(m *nats.Msg) (*jetstream.RawStreamMsg, error) {
-	switch status := statusOf(m); status {
-	case "":
-	case "404":
-		return nil, nil
-	default:
-		return nil, fmt.Errorf("direct get: %s %s", status, m.Header.Get("Description"))
-	}
-	out := &jetstream.RawStreamMsg{Subject: added(m, "Nats-Subject"), Header: m.Header, Data: m.Data}
-	var err error
-	if out.Sequence, err = strconv.ParseUint(added(m, "Nats-Sequence"), 10, 64); err == nil {
-		out.Time, err = time.Parse(time.RFC3339Nano, added(m, "Nats-Time-Stamp"))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("direct get: the answer is no stored message: %w", err)
-	}
-	return out, nil
-}
-
-// statusOf is the status of an answer that is no stored message. A stored message may have a header of that name.
-func statusOf(m *nats.Msg) string {
-	if added(m, "Nats-Sequence") != "" {
-		return ""
-	}
-	return m.Header.Get("Status")
-}
-
-// added is a header that the server put behind those of the stored message, which may have one of that name.
-func added(m *nats.Msg, name string) string {
-	if values := m.Header[name]; len(values) > 0 {
-		return values[len(values)-1]
-	}
-	return ""
 }
 
 // Lookup reads what is stored of requests that were just delivered, whether for the first time or not, and takes it
@@ -125,11 +104,18 @@ func (p *Publisher) Lookup(ctx context.Context, requests []*poll.Request) (ended
 	}
 	var open []*poll.Request
 	for i, r := range requests {
-		if last := logs[p.names.State(r.ID)]; last != nil && p.resume(r, last) && Terminal(last.Header.Get(HeaderStatus)) {
-			ended[i] = true
-		} else {
-			open = append(open, r)
+		if last := logs[p.names.State(r.ID)]; last != nil {
+			t, err := p.tailUnder(ctx, p.names.StatesStream(), last)
+			if err != nil {
+				return nil, err
+			}
+			if t.closed() {
+				ended[i] = true
+				continue
+			}
+			t.resume(r)
 		}
+		open = append(open, r)
 	}
 	// Bodies are read only of results that lack their closing record: they are few.
 	results, err := p.lastOf(ctx, p.names.ResultsStream(), open, p.names.Result)
@@ -141,87 +127,16 @@ func (p *Publisher) Lookup(ctx context.Context, requests []*poll.Request) (ended
 		if ended[i] || last == nil {
 			continue
 		}
-		if end, known := p.readEnd(last); known {
-			if err := p.close(ctx, r, end); err != nil {
+		t, err := p.tailUnder(ctx, p.names.ResultsStream(), last)
+		if err != nil {
+			return nil, err
+		}
+		if t.seq != 0 {
+			if err := p.close(ctx, r, p.storedFrom(t)); err != nil {
 				return nil, err
 			}
 			ended[i] = true
 		}
 	}
 	return ended, nil
-}
-
-func (p *Publisher) lastOf(ctx context.Context, stream string, requests []*poll.Request, subject func(string) string) (map[string]*jetstream.RawStreamMsg, error) {
-	found := make(map[string]*jetstream.RawStreamMsg)
-	if len(requests) == 0 {
-		return found, nil
-	}
-	subjects := make([]string, len(requests))
-	for i, r := range requests {
-		subjects[i] = subject(r.ID)
-	}
-	var trying operation
-	defer trying.end(p)
-	for attempt := 0; ; attempt++ {
-		complete, err := p.multiLast(ctx, stream, subjects, found)
-		if err == nil && complete {
-			return found, nil
-		}
-		if err == nil { // the server stopped at lookupBytes
-			rest := subjects[:0]
-			for _, s := range subjects {
-				if found[s] == nil {
-					rest = append(rest, s)
-				}
-			}
-			subjects, attempt = rest, -1
-			continue
-		}
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		if attempt > 0 {
-			trying.failed(p, "unknown", stream, fmt.Errorf("reading it: %w", err))
-		}
-		if err := pause(ctx, attempt); err != nil {
-			return nil, err
-		}
-	}
-}
-
-// multiLast gets the last message of each subject with one request.
-func (p *Publisher) multiLast(ctx context.Context, stream string, subjects []string, found map[string]*jetstream.RawStreamMsg) (complete bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, readTimeout)
-	defer cancel()
-	sub, err := p.nc.SubscribeSync(p.nc.NewRespInbox())
-	if err != nil {
-		return false, err
-	}
-	defer func() { _ = sub.Unsubscribe() }()
-	request, err := json.Marshal(map[string]any{"multi_last": subjects, "max_bytes": lookupBytes})
-	if err != nil {
-		return false, err
-	}
-	if err := p.nc.PublishRequest(direct(p.js, stream), sub.Subject, request); err != nil {
-		return false, err
-	}
-	for {
-		m, err := sub.NextMsgWithContext(ctx)
-		if err != nil {
-			return false, err
-		}
-		switch statusOf(m) {
-		case "204": // end of batch
-			return m.Header.Get("Nats-Num-Pending") == "0", nil
-		case "404":
-			return true, nil
-		case "503":
-			return false, errors.New("no stream answers")
-		}
-		raw, err := rawMessage(m)
-		if err != nil {
-			return false, err
-		}
-		found[raw.Subject] = raw
-	}
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/stretchr/testify/require"
 
 	"futurebridge/internal/poll"
@@ -85,19 +86,28 @@ func TestBridgesThatLookAtOnceCloseALogOnce(t *testing.T) {
 }
 
 func TestAThousandRequestsAreLookedUpAtOnce(t *testing.T) {
-	bubble(t, setup{}, func(t *testing.T, g *rig) {
+	// The last one is a connection that carries hardly anything.
+	for payload, most := range map[int32]int{1 << 20: 3, 64 << 10: 20, 4 << 10: 500} {
+		t.Run(fmt.Sprint(payload), func(t *testing.T) { lookUpThousand(t, payload, most) })
+	}
+}
+
+func lookUpThousand(t *testing.T, payload int32, most int) {
+	bubble(t, setup{server: server.Options{MaxPayload: payload, MaxPending: 64 << 20}}, func(t *testing.T, g *rig) {
 		requests := make([]*poll.Request, MaxLookup)
 		for i := range requests {
-			// The longest tokens there are: the request for all of them must still fit into a message.
+			// The longest tokens there are.
 			requests[i] = request(fmt.Sprint(i, ".", strings.Repeat(".", maxTokenIDLen-5)))
 			if i%2 == 0 {
 				g.logs(request(requests[i].ID), "active", i+1)
 			}
 		}
+		asked := g.listen("$JS.API.DIRECT.GET.TINKER_STATES")
 		begin := time.Now()
 		ended, err := g.Lookup(g.ctx, requests)
 		require.NoError(t, err)
 		require.Zero(t, time.Since(begin))
+		require.LessOrEqual(t, len(asked()), most)
 		for i, r := range requests {
 			require.False(t, ended[i])
 			require.Equal(t, i%2 == 0, r.LogSeq != 0)

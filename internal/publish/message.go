@@ -79,7 +79,7 @@ func resultBody(result poll.Result) []byte {
 	})
 }
 
-func (p *Publisher) resultMessage(r *poll.Request, result poll.Result, body []byte, large *LargeRef) *nats.Msg {
+func (p *Publisher) resultMessage(r *poll.Request, expect uint64, result poll.Result, body []byte, large *LargeRef) *nats.Msg {
 	e := event{
 		r: r, kind: "result", status: string(result.Status), polls: result.Polls, at: result.Time,
 		contentType: result.ContentType, body: body,
@@ -88,7 +88,7 @@ func (p *Publisher) resultMessage(r *poll.Request, result poll.Result, body []by
 		e.body = nil
 		e.identity = large.Object
 	}
-	m := p.message(p.names.Result(r.ID), 0, e)
+	m := p.message(p.names.Result(r.ID), expect, e)
 	if large != nil {
 		m.Header[HeaderResultObject] = []string{large.Object}
 		m.Header[HeaderResultBytes] = []string{strconv.FormatInt(large.Bytes, 10)}
@@ -151,10 +151,11 @@ func (p *Publisher) message(subject string, expect uint64, e event) *nats.Msg {
 }
 
 // storedFrom reads the end of a request out of its result event.
-func (p *Publisher) storedFrom(e Event, seq uint64, at time.Time) stored {
+func (p *Publisher) storedFrom(t tail) stored {
+	e := t.event
 	s := stored{
-		status: e.Status, polls: e.Polls, elapsedMS: max(0, at.Sub(e.SubmittedAt).Milliseconds()),
-		ref: ResultRef{Stream: p.names.ResultsStream(), Seq: seq, Bytes: e.Bytes(), ContentType: e.ContentType},
+		status: e.Status, polls: e.Polls, elapsedMS: max(0, t.at.Sub(e.SubmittedAt).Milliseconds()),
+		ref: ResultRef{Stream: p.names.ResultsStream(), Seq: t.seq, Bytes: e.Bytes(), ContentType: e.ContentType},
 	}
 	if e.Large != nil {
 		s.ref.Object = e.Large.Object
@@ -174,7 +175,7 @@ const (
 )
 
 // rejection carries a submission back, whole or at most its beginning with size and digest, with the reason in a header.
-func (p *Publisher) rejection(seq uint64, reason string, m *nats.Msg, most int) *nats.Msg {
+func (p *Publisher) rejection(seq uint64, submitted time.Time, expect uint64, reason string, m *nats.Msg, most int) *nats.Msg {
 	subject := p.names.Rejected(seq)
 	header := nats.Header{}
 	size := 0
@@ -197,8 +198,9 @@ func (p *Publisher) rejection(seq uint64, reason string, m *nats.Msg, most int) 
 	}
 	header[HeaderRejectedReason] = []string{reason}
 	header[HeaderRejectedSubject] = []string{m.Subject}
-	header[nats.MsgIdHdr] = []string{subject}
-	header[nats.ExpectedLastSubjSeqHdr] = []string{"0"}
+	header[HeaderSubmittedAt] = []string{submitted.UTC().Format(time.RFC3339Nano)}
+	header[nats.MsgIdHdr] = []string{subject + "." + strconv.FormatInt(submitted.UnixNano(), 36)}
+	header[nats.ExpectedLastSubjSeqHdr] = []string{strconv.FormatUint(expect, 10)}
 	header[expectedSubjectHdr] = []string{subject}
 	return &nats.Msg{Subject: ingest(subject), Header: header, Data: data}
 }
@@ -207,6 +209,6 @@ func (p *Publisher) rejection(seq uint64, reason string, m *nats.Msg, most int) 
 // client library, not what a rejection itself says, and no name that a client library refuses to send.
 func carried(name string) bool {
 	lower := strings.ToLower(name)
-	return httpguts.ValidHeaderFieldName(name) && lower != "status" &&
+	return httpguts.ValidHeaderFieldName(name) && lower != "status" && lower != "bridge-submitted-at" &&
 		!strings.HasPrefix(lower, "nats-") && !strings.HasPrefix(lower, "bridge-rejected-")
 }

@@ -93,13 +93,13 @@ func TestEveryEventCarriesTheHeadersOfTheContract(t *testing.T) {
 			common("state", "tinker.state.=YS5i", "0", "paused_capacity", "application/json", nil)},
 		{"closing record", p.closingMessage(labelled("a.b"), reference(), at), "tinker.state.=YS5i",
 			common("closing", "tinker.state.=YS5i", "41", "completed", "application/json", asked)},
-		{"result", p.resultMessage(labelled("a.b"), ending("1"), []byte("1"), nil), "tinker.result.=YS5i",
+		{"result", p.resultMessage(labelled("a.b"), 0, ending("1"), []byte("1"), nil), "tinker.result.=YS5i",
 			common("result", "tinker.result.=YS5i", "0", "completed", "application/json", asked)},
-		{"result of no type", p.resultMessage(bare("a.b"), untyped, untyped.Body, nil), "tinker.result.=YS5i",
+		{"result of no type", p.resultMessage(bare("a.b"), 0, untyped, untyped.Body, nil), "tinker.result.=YS5i",
 			common("result", "tinker.result.=YS5i", "0", "completed", "application/octet-stream", nil)},
-		{"failure", p.resultMessage(bare("a.b"), failing(), []byte("{}"), nil), "tinker.result.=YS5i",
+		{"failure", p.resultMessage(bare("a.b"), 0, failing(), []byte("{}"), nil), "tinker.result.=YS5i",
 			common("result", "tinker.result.=YS5i", "0", "failed", "application/json", nil)},
-		{"large result", p.resultMessage(bare("a.b"), ending("1"), []byte("1"), large), "tinker.result.=YS5i",
+		{"large result", p.resultMessage(bare("a.b"), 0, ending("1"), []byte("1"), large), "tinker.result.=YS5i",
 			common("result", "tinker.result.=YS5i", "0", "completed", "application/json", nats.Header{
 				"Bridge-Result-Object": {"=YS5i.N"}, "Bridge-Result-Bytes": {"1099511627776"}, "Bridge-Result-Digest": {"SHA-256=x"},
 			})},
@@ -240,7 +240,7 @@ func TestTheSameMessageHasTheSameIDAndAnyOtherAnother(t *testing.T) {
 		if change != nil {
 			change(r, &res)
 		}
-		return p.resultMessage(r, res, resultBody(res), large)
+		return p.resultMessage(r, 0, res, resultBody(res), large)
 	}
 	require.Equal(t, result(nil, nil).Header, result(nil, nil).Header)
 	add("result", result(nil, nil))
@@ -302,7 +302,7 @@ func TestAnEndIsReadBackFromItsResult(t *testing.T) {
 		{"clocks that disagree", decode("completed", ""), -time.Second, stored{"completed", 7, 0, ref(0, ""), nil}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			require.Equal(t, c.want, p.storedFrom(c.event, 9, c.event.SubmittedAt.Add(c.after)))
+			require.Equal(t, c.want, p.storedFrom(tail{seq: 9, at: c.event.SubmittedAt.Add(c.after), event: c.event}))
 		})
 	}
 }

@@ -28,8 +28,6 @@ const (
 	maxInFlight      = 512
 	maxInFlightBytes = 64 << 20
 	headerRoom       = 16 << 10 // for what a result's message has besides its body
-	// foreignWait is the time between looks whether an operator has removed what is no result.
-	foreignWait = 30 * time.Second
 )
 
 // Config is what a Publisher is made of. All but Metrics and Log are required.
@@ -93,27 +91,26 @@ func (p *Publisher) Transition(ctx context.Context, r *poll.Request, t poll.Tran
 			p.metrics.events["state"].Inc()
 			return false, nil
 		}
-		last, err := p.last(ctx, p.names.StatesStream(), p.names.State(r.ID), ack.seq)
+		log, err := p.tail(ctx, p.names.StatesStream(), p.names.State(r.ID), ack.seq)
 		switch {
 		case err != nil:
 			return false, err
-		case last == nil: // purged, or too old: the log begins anew
+		case log.top == 0: // purged, or too old: the log begins anew
 			r.LogSeq = 0
-			continue
-		case last.Header.Get(nats.MsgIdHdr) == msg.Header.Get(nats.MsgIdHdr): // stored by an attempt whose ack was lost
-			r.LogSeq = last.Sequence
+		case log.event.MsgID == msg.Header.Get(nats.MsgIdHdr): // stored by an attempt whose ack was lost
+			r.LogSeq = log.top
 			p.metrics.events["state"].Inc()
 			return false, nil
-		}
-		if known := p.resume(r, last); !known {
-			continue // a foreign message: append to it
-		}
-		if Terminal(last.Header.Get(HeaderStatus)) {
+		case log.closed():
 			return true, nil
+		case log.seq <= r.LogSeq && log.seq < log.top: // only foreign messages came: append to them
+			r.LogSeq = log.top
+		default:
+			// Ours is stale. On top of the other's it would stand out of order: follow the log, and let the next poll
+			// tell what is true now.
+			log.resume(r)
+			return p.Conclude(ctx, r)
 		}
-		// Ours is stale. On top of the other's it would stand out of order: follow the log, and let the next poll tell
-		// what is true now.
-		return p.Conclude(ctx, r)
 	}
 }
 
@@ -128,15 +125,11 @@ func (p *Publisher) Finish(ctx context.Context, r *poll.Request, result poll.Res
 
 // Conclude implements poll.Sink.
 func (p *Publisher) Conclude(ctx context.Context, r *poll.Request) (ended bool, err error) {
-	last, err := p.last(ctx, p.names.ResultsStream(), p.names.Result(r.ID), 0)
-	if err != nil || last == nil {
+	end, err := p.tail(ctx, p.names.ResultsStream(), p.names.Result(r.ID), 0)
+	if err != nil || end.seq == 0 {
 		return false, err
 	}
-	end, known := p.readEnd(last)
-	if !known {
-		return false, nil
-	}
-	return true, p.close(ctx, r, end)
+	return true, p.close(ctx, r, p.storedFrom(end))
 }
 
 // storeResult stores the one result, and returns the one that is stored: whoever comes second takes the first's.
@@ -149,8 +142,9 @@ func (p *Publisher) storeResult(ctx context.Context, r *poll.Request, result pol
 			return stored{}, err
 		}
 	}
+	var top uint64 // of what no bridge wrote; there is no result below it
 	for {
-		msg := p.resultMessage(r, result, body, large)
+		msg := p.resultMessage(r, top, result, body, large)
 		ack, err := p.publish(ctx, msg, nil, large == nil)
 		if err != nil {
 			return stored{}, err
@@ -163,25 +157,17 @@ func (p *Publisher) storeResult(ctx context.Context, r *poll.Request, result pol
 		}
 		seq := ack.seq
 		if ack.conflict {
-			last, err := p.last(ctx, p.names.ResultsStream(), p.names.Result(r.ID), ack.seq)
+			last, err := p.tail(ctx, p.names.ResultsStream(), p.names.Result(r.ID), ack.seq)
 			if err != nil {
 				return stored{}, err
 			}
-			if last == nil {
-				continue // it was there and is gone by age: ours is the first again
+			if last.seq == 0 { // gone by age, or foreign: ours is the first one again
+				top = last.top
+				continue
 			}
-			if seq = last.Sequence; last.Header.Get(nats.MsgIdHdr) != msg.Header.Get(nats.MsgIdHdr) {
-				end, known := p.readEnd(last)
-				if !known {
-					// Somebody published a result that is none, and a second one must not be stored. Only an operator can
-					// remove it; until then this one request is stuck, and the log says so again and again.
-					if err := sleep(ctx, foreignWait); err != nil {
-						return stored{}, err
-					}
-					continue
-				}
+			if seq = last.seq; last.event.MsgID != msg.Header.Get(nats.MsgIdHdr) {
 				p.discard(ctx, large)
-				return end, nil
+				return p.storedFrom(last), nil
 			}
 		}
 		p.metrics.events["result"].Inc()
@@ -214,62 +200,49 @@ func (p *Publisher) close(ctx context.Context, r *poll.Request, end stored) erro
 			p.metrics.events["closing"].Inc()
 			return nil
 		}
-		last, err := p.last(ctx, p.names.StatesStream(), p.names.State(r.ID), ack.seq)
+		log, err := p.tail(ctx, p.names.StatesStream(), p.names.State(r.ID), ack.seq)
+		switch {
+		case err != nil:
+			return err
+		case log.closed():
+			if log.event.MsgID == msg.Header.Get(nats.MsgIdHdr) { // stored by an attempt whose ack was lost
+				p.metrics.events["closing"].Inc()
+			}
+			return nil
+		default:
+			log.resume(r)
+		}
+	}
+}
+
+// Reject stores the event that says why a submission is no request: number seq of the work stream, which stored it at
+// this time; once, however often it is called. A work stream that was made anew counts from 1 again: what lies there of
+// an earlier one stays, below.
+func (p *Publisher) Reject(ctx context.Context, seq uint64, submitted time.Time, reason string, msg *nats.Msg) error {
+	var top uint64
+	for most := maxRejectedBytes; ; {
+		rejection := p.rejection(seq, submitted, top, reason, msg, most)
+		ack, err := p.publish(ctx, rejection, nil, most > 0)
+		switch {
+		case err != nil:
+			return err
+		case ack.tooLarge: // for this server, or for the stream
+			most /= 4
+			continue
+		case !ack.conflict:
+			p.metrics.events["rejected"].Inc()
+			return nil
+		}
+		last, err := p.last(ctx, p.names.RejectedStream(), p.names.Rejected(seq), ack.seq)
 		switch {
 		case err != nil:
 			return err
 		case last == nil:
-			r.LogSeq = 0
-		case p.resume(r, last) && Terminal(last.Header.Get(HeaderStatus)):
-			if last.Header.Get(nats.MsgIdHdr) == msg.Header.Get(nats.MsgIdHdr) { // stored by an attempt whose ack was lost
-				p.metrics.events["closing"].Inc()
-			}
+			top = 0
+		case last.Header.Get(HeaderSubmittedAt) == rejection.Header.Get(HeaderSubmittedAt):
 			return nil
+		default:
+			top = last.Sequence
 		}
-	}
-}
-
-// resume takes the log's last message into r. A message that no bridge wrote is reported, and only its sequence counts.
-func (p *Publisher) resume(r *poll.Request, last *jetstream.RawStreamMsg) (known bool) {
-	e, err := p.names.Decode(last.Subject, last.Header, last.Data)
-	var body StateBody
-	if err == nil && e.Kind == KindState {
-		body, err = e.State()
-	}
-	if err != nil {
-		r.LogSeq = last.Sequence
-		p.log.Error("a message that no bridge wrote lies on an event subject; only bridges may publish to "+ingest(p.names.prefix+".>"),
-			"stream", p.names.StatesStream(), "seq", last.Sequence, "subject", last.Subject, "error", err)
-		return false
-	}
-	if e.Kind == KindState {
-		r.LogSeq = last.Sequence
-		r.State.QueueState, r.State.Reason = body.QueueState, string(body.Reason)
-		r.State.Polls = max(r.State.Polls, body.Poll)
-	}
-	return true
-}
-
-func (p *Publisher) readEnd(last *jetstream.RawStreamMsg) (stored, bool) {
-	e, err := p.names.Decode(last.Subject, last.Header, last.Data)
-	if err != nil {
-		p.log.Error("a message that no bridge wrote lies on a result subject; only bridges may publish to "+ingest(p.names.prefix+".>"),
-			"stream", p.names.ResultsStream(), "seq", last.Sequence, "subject", last.Subject, "error", err)
-		return stored{}, false
-	}
-	return p.storedFrom(e, last.Sequence, last.Time), true
-}
-
-// Reject stores the event that says why submission seq is no request; once, however often it is called.
-func (p *Publisher) Reject(ctx context.Context, seq uint64, reason string, msg *nats.Msg) error {
-	for most := maxRejectedBytes; ; most /= 4 {
-		ack, err := p.publish(ctx, p.rejection(seq, reason, msg, most), nil, most > 0)
-		if err == nil && ack.tooLarge { // for this server, or for the stream
-			continue
-		}
-		if err == nil && !ack.conflict {
-			p.metrics.events["rejected"].Inc()
-		}
-		return err
 	}
 }

@@ -95,7 +95,7 @@ func (r *replies) ask(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
 			switch {
 			case m.Subject != msg.Reply: // an ack that came after its publish had been given up
 				continue
-			case len(m.Data) == 0 && m.Header.Get("Status") == "503":
+			case len(m.Data) == 0 && statusOf(m) == "503":
 				return nil, nats.ErrNoResponders
 			}
 			return m, nil

@@ -176,7 +176,7 @@ func TestOfRacingRejectionsOneIsStored(t *testing.T) {
 	bubble(t, setup{}, func(t *testing.T, g *rig) {
 		heard := g.listen("tinker.rejected.*")
 		rigs, _ := g.race(8, func(i int, g *rig, _ *poll.Request) error {
-			return g.Reject(g.ctx, 5, "no id", &nats.Msg{Subject: "tinker.submit", Data: []byte("{}")})
+			return g.Reject(g.ctx, 5, at, "no id", &nats.Msg{Subject: "tinker.submit", Data: []byte("{}")})
 		})
 		require.Len(t, g.stored("TINKER_REJECTED", "tinker.rejected.5"), 1)
 		require.Len(t, heard(), 1)

@@ -73,7 +73,7 @@ func (n Names) Streams(o Options) []jetstream.StreamConfig {
 		results.Compression = jetstream.S2Compression
 	}
 	rejected := events(n.RejectedStream(), "rejected", "submissions that are no requests", DefaultMaxAge)
-	rejected.Discard, rejected.MaxBytes, rejected.MaxMsgs, rejected.MaxMsgsPerSubject = jetstream.DiscardOld, rejectedMaxBytes, rejectedMaxMsgs, 1
+	rejected.Discard, rejected.MaxBytes, rejected.MaxMsgs = jetstream.DiscardOld, rejectedMaxBytes, rejectedMaxMsgs
 	objects := "$O." + n.LargeBucket()
 	large := jetstream.StreamConfig{ // what an object store is made of, by its specification (ADR-20 of NATS)
 		Name: n.LargeStream(), Description: "results too large for a message",
@@ -167,7 +167,9 @@ func (n Names) streamDifferences(have, want jetstream.StreamConfig, o Options) [
 	d.check("subject transform", deref(have.SubjectTransform), deref(want.SubjectTransform))
 	d.check("republish", deref(have.RePublish), deref(want.RePublish))
 	d.check("allow direct", have.AllowDirect, want.AllowDirect)
-	d.check("max msgs per subject", have.MaxMsgsPerSubject, want.MaxMsgsPerSubject)
+	if want.Name != n.RejectedStream() { // at worst it drops old ones early
+		d.check("max msgs per subject", have.MaxMsgsPerSubject, want.MaxMsgsPerSubject)
+	}
 	if o.Replicas != nil {
 		d.check("replicas", have.Replicas, want.Replicas)
 	}

@@ -101,7 +101,7 @@ func TestStreamsStandAsTheContractSays(t *testing.T) {
 		}{
 			{"TINKER_STATES", "ingest.tinker.state.*", jetstream.DiscardNew, 64},
 			{"TINKER_RESULTS", "ingest.tinker.result.*", jetstream.DiscardNew, 64},
-			{"TINKER_REJECTED", "ingest.tinker.rejected.*", jetstream.DiscardOld, 1},
+			{"TINKER_REJECTED", "ingest.tinker.rejected.*", jetstream.DiscardOld, 64},
 		} {
 			s := config(c.name)
 			require.Equal(t, []string{c.ingest}, s.Subjects)

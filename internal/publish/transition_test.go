@@ -226,7 +226,7 @@ func TestTheEndOfTheContextEndsTheTrying(t *testing.T) {
 			_, err := g.Lookup(ctx, []*poll.Request{r})
 			return err
 		},
-		"reject": func(ctx context.Context, g *rig, r *poll.Request) error { return g.Reject(ctx, 1, "", &nats.Msg{}) },
+		"reject": func(ctx context.Context, g *rig, r *poll.Request) error { return g.Reject(ctx, 1, at, "", &nats.Msg{}) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, noStreams, func(t *testing.T, g *rig) {
