@@ -42,8 +42,6 @@ var (
 	ErrNotYet = errors.New("there is no result yet")
 	// ErrNoBridge says that nothing takes submissions or keeps results under this prefix.
 	ErrNoBridge = errors.New("no bridge has been set up here")
-
-	errForeign = errors.New("not written by a bridge")
 )
 
 // RequestError is how a request ended that did not complete.

@@ -172,7 +172,7 @@ func (c *Client) lookAgain(ctx context.Context, id string) (r *Result, err error
 // final says that looking again would give the same.
 func final(err error) bool {
 	var ended *RequestError
-	return err == nil || errors.As(err, &ended) || errors.Is(err, errForeign) || errors.Is(err, nats.ErrConnectionClosed)
+	return err == nil || errors.As(err, &ended) || errors.Is(err, nats.ErrConnectionClosed)
 }
 
 func (c *Client) flush(ctx context.Context) error {
@@ -200,7 +200,12 @@ func (c *Client) look(ctx context.Context, id string) (*Result, error) {
 	}
 	e, err := c.names.Decode(msg.Subject, msg.Header, msg.Data)
 	if err != nil {
-		return nil, fmt.Errorf("result of %q: %w: %w", id, errForeign, err)
+		if msg, e, err = c.lookUnder(look, msg); err != nil {
+			return nil, c.explain(ctx, c.names.ResultsStream(), err)
+		}
+		if msg == nil {
+			return nil, ErrNotYet
+		}
 	}
 	r := &Result{
 		RequestID: e.RequestID, ContentType: e.ContentType, Size: e.Bytes(), Polls: e.Polls, SubmittedAt: e.SubmittedAt,
@@ -214,6 +219,25 @@ func (c *Client) look(ctx context.Context, id string) (*Result, error) {
 		return nil, err
 	}
 	return nil, requestError(e.RequestID, e.Status, body)
+}
+
+// lookUnder finds the result under a message that no bridge wrote; nil: there is none yet.
+func (c *Client) lookUnder(ctx context.Context, top *jetstream.RawStreamMsg) (*jetstream.RawStreamMsg, publish.Event, error) {
+	stream, err := c.js.Stream(ctx, c.names.ResultsStream())
+	if err != nil {
+		return nil, publish.Event{}, err
+	}
+	for seq := uint64(1); seq < top.Sequence; {
+		msg, err := stream.GetMsg(ctx, seq, jetstream.WithGetMsgSubject(top.Subject))
+		if err != nil {
+			return nil, publish.Event{}, err
+		}
+		if e, err := c.names.Decode(msg.Subject, msg.Header, msg.Data); err == nil {
+			return msg, e, nil
+		}
+		seq = msg.Sequence + 1
+	}
+	return nil, publish.Event{}, nil
 }
 
 func requestError(id, status string, body []byte) *RequestError {

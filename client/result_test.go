@@ -63,6 +63,41 @@ func TestAResultIsFoundOnceItIsStored(t *testing.T) {
 	})
 }
 
+func TestWhatNoBridgeWroteIsNoResultAndHidesNone(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, dir)
+		defer b.close()
+		c, nc := b.client(), b.connect()
+		defer nc.Close()
+		intrude := func() {
+			require.NoError(t, nc.Publish("ingest.tinker.result.a", []byte("rubbish")))
+			time.Sleep(time.Second)
+		}
+		intrude()
+		intrude()
+		_, err := c.Result(t.Context(), "a")
+		require.ErrorIs(t, err, ErrNotYet)
+		waited := make(chan error, 1)
+		go func() {
+			_, err := c.Wait(t.Context(), "a")
+			waited <- err
+		}()
+		time.Sleep(time.Minute)
+		require.Empty(t, waited)
+		// As a bridge does, on top.
+		_, err = b.js.PublishMsg(t.Context(), &nats.Msg{Subject: "ingest.tinker.result.a", Data: []byte("1"), Header: nats.Header{
+			"Bridge-Request-Id": {"a"}, "Bridge-Status": {"completed"}, "Bridge-Polls": {"1"}, "Bridge-Submitted-At": {"2026-01-02T03:04:05Z"},
+		}})
+		require.NoError(t, err)
+		require.NoError(t, <-waited)
+		intrude()
+		r, err := c.Result(t.Context(), "a")
+		require.NoError(t, err)
+		require.EqualValues(t, 3, r.Seq)
+	})
+}
+
 func TestALargeResultComesFromTheObjectStoreAndIsChecked(t *testing.T) {
 	b := newBed(t, t.TempDir()) // the object store reads through a pipe with real deadlines
 	defer b.close()
