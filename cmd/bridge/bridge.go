@@ -21,6 +21,7 @@ import (
 // publisher. keeper holds the leases meanwhile.
 type bridge struct {
 	cfg       *serveConfig
+	names     publish.Names
 	js        jetstream.JetStream
 	nc        *nats.Conn
 	log       *slog.Logger
@@ -36,7 +37,7 @@ func newBridge(cfg *serveConfig, nc *nats.Conn, js jetstream.JetStream, consumer
 	retriever poll.Retriever, log *slog.Logger, reg prometheus.Registerer,
 ) (*bridge, error) {
 	names := cfg.names()
-	b := &bridge{cfg: cfg, js: js, nc: nc, log: log}
+	b := &bridge{cfg: cfg, names: names, js: js, nc: nc, log: log}
 	b.publisher = publish.New(publish.Config{
 		Conn: nc, JetStream: js, Names: names, MaxInline: int64(cfg.MaxInlineResult),
 		Metrics: publish.NewMetrics(reg), Log: log,
@@ -116,16 +117,15 @@ func (b *bridge) run(ctx, hard context.Context) {
 func (b *bridge) consumer(ctx context.Context) (intake.Consumer, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	names := b.cfg.names()
-	if _, err := publish.Ensure(ctx, b.js, names, b.cfg.streamOptions()); err != nil {
+	if _, err := publish.Ensure(ctx, b.js, b.names, b.cfg.streamOptions()); err != nil {
 		return nil, err
 	}
-	states, err := b.js.Stream(ctx, names.StatesStream())
+	states, err := b.js.Stream(ctx, b.names.StatesStream())
 	if err != nil {
 		return nil, err
 	}
 	b.keptFor.Store(int64(states.CachedInfo().Config.MaxAge))
-	found, err := b.js.Consumer(ctx, names.WorkStream(), names.Consumer())
+	found, err := b.js.Consumer(ctx, b.names.WorkStream(), b.names.Consumer())
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +136,7 @@ func (b *bridge) consumer(ctx context.Context) (intake.Consumer, error) {
 func (b *bridge) checkTimeout(timeout time.Duration) error {
 	if kept := time.Duration(b.keptFor.Load()); kept > 0 && timeout >= kept {
 		return fmt.Errorf("the time-out is %d ms, but the stream %s keeps logs for %d ms: ask for less, or have its max age raised",
-			timeout.Milliseconds(), b.cfg.names().StatesStream(), kept.Milliseconds())
+			timeout.Milliseconds(), b.names.StatesStream(), kept.Milliseconds())
 	}
 	return nil
 }
@@ -184,7 +184,7 @@ func (b *bridge) request(item *intake.Item) *poll.Request {
 		about = &poll.About{Type: item.Type, Traceparent: item.Traceparent, Labels: item.Labels}
 	}
 	return &poll.Request{
-		ID: item.ID, About: about, Lease: item.Lease,
+		ID: item.ID, About: about, Lease: item.Lease, Submitter: b.names.Submitter(item.Subject),
 		State: poll.State{Submitted: item.Submitted, Deadline: item.Submitted.Add(timeout), Redelivered: item.Redelivered},
 	}
 }

@@ -30,6 +30,7 @@ const (
 type Item struct {
 	Submission
 	Seq         uint64
+	Subject     string
 	Submitted   time.Time // the stream's timestamp: the same at every delivery
 	Redelivered bool      // somebody else may have held it before
 	Lease       *Lease
@@ -201,7 +202,7 @@ func (in *Intake) take(ctx, stop context.Context, items []Item, m *nats.Msg, sen
 		lease.announce()
 	}
 	return append(items, Item{
-		Submission: submission, Seq: seq, Submitted: meta.Timestamp, Redelivered: meta.NumDelivered > 1, Lease: lease,
+		Submission: submission, Seq: seq, Subject: m.Subject, Submitted: meta.Timestamp, Redelivered: meta.NumDelivered > 1, Lease: lease,
 	})
 }
 

@@ -25,7 +25,7 @@ func TestAnItemSaysWhatTheSubmissionAndTheStreamSay(t *testing.T) {
 		require.WithinDuration(t, submitted, item.Submitted, time.Millisecond)
 		require.Equal(t, Item{
 			Submission: Submission{ID: "b", Type: "Sample", Timeout: 5 * time.Second, Labels: []byte(`{"k":"v"}`)},
-			Seq:        1, Submitted: item.Submitted, Lease: item.Lease,
+			Seq:        1, Subject: item.Subject, Submitted: item.Submitted, Lease: item.Lease,
 		}, item)
 		require.Equal(t, 1, b.counted("bridge_deliveries_total"))
 	})

@@ -12,6 +12,59 @@ import (
 // ErrLeaseLost is a Sink's way to say that it stored nothing, because somebody else may hold the request by now.
 var ErrLeaseLost = errors.New("the lease is lost")
 
+// poller is a goroutine that makes one poll at a time, and the request that it is given meanwhile.
+type poller struct {
+	jobs    chan job
+	request Request
+}
+
+type job struct {
+	row     *row
+	due     int64
+	policy  Policy
+	overdue bool // its deadline has passed: it is to be ended, and the gate was not asked
+}
+
+// verdict is what a poller reports.
+type verdict struct {
+	poller  *poller
+	row     *row
+	overdue bool
+	polled  bool
+	began   time.Time
+	held    bool        // by the upstream, and it is to be polled again at once
+	outcome api.Outcome // without its result
+	took    time.Duration
+	wait    time.Duration
+	next    next
+}
+
+type next uint8
+
+const (
+	again next = iota // poll again after the wait
+	ended             // settled: ack
+	lost              // the lease is gone
+)
+
+// poller takes the idle poller that was busy last, or starts one; admit and sweep have bounded their number.
+func (e *Engine) poller(ctx context.Context) *poller {
+	if n := len(e.idle); n > 0 {
+		p := e.idle[n-1]
+		e.idle = e.idle[:n-1]
+		return p
+	}
+	p := &poller{jobs: make(chan job, 1)}
+	go func() {
+		for j := range p.jobs {
+			v := e.attempt(ctx, &p.request, j)
+			v.row, v.poller, v.overdue = j.row, p, j.overdue
+			e.done <- v
+		}
+	}()
+	return p
+}
+
 // attempt is one poll of one request with everything that follows from it, in a poller's goroutine. A poller that has
 // a result in hand stays with it until it is stored: results are not left lying in queues.
 func (e *Engine) attempt(ctx context.Context, r *Request, j job) verdict {
@@ -38,7 +91,7 @@ func (e *Engine) attempt(ctx context.Context, r *Request, j job) verdict {
 	defer e.bytes.Add(-result)
 	r.reserved = reply.Outcome.PayloadBytes
 
-	v := verdict{polled: true, outcome: reply.Outcome}
+	v := verdict{polled: true, began: begin, outcome: reply.Outcome}
 	v.outcome.Result = nil
 	if ctx.Err() != nil && reply.Outcome.Kind != api.Completed {
 		return v // broken off by our own end: what it says means nothing
@@ -46,6 +99,7 @@ func (e *Engine) attempt(ctx context.Context, r *Request, j job) verdict {
 	logged := r.State
 	state, d := j.policy.Step(r.State, reply, rand.Float64())
 	r.State, v.wait = state, d.Wait
+	v.held = d.Wait == 0 && reply.End.Sub(begin) >= j.policy.HeldAfter
 	if d.Look {
 		if looked, stop := e.look(ctx, r); stop {
 			v.next = looked.next

@@ -60,7 +60,8 @@ type Config struct {
 type Engine struct {
 	cfg     Config
 	start   time.Time
-	heap    dueHeap
+	heap    dueHeap // what waits for its time,
+	due     *lanes  // and what waits for its turn
 	index   map[string]*row
 	gate    *gate
 	cadence *cadence
@@ -75,44 +76,12 @@ type Engine struct {
 
 	ending int   // requests past their deadline that pollers end, beside the polls that the gate counts
 	swept  int64 // when such were last looked for
+	told   phase // what the metrics say of the upstream
 
 	held    atomic.Int64 // requests
 	bytes   atomic.Int64 // results in memory, and those announced that polls in flight are to bring
 	refused atomic.Bool  // the key is refused
 }
-
-// poller is a goroutine that makes one poll at a time, and the request that it is given meanwhile.
-type poller struct {
-	jobs    chan job
-	request Request
-}
-
-type job struct {
-	row     *row
-	due     int64
-	policy  Policy
-	overdue bool // its deadline has passed: it is to be ended, and the gate was not asked
-}
-
-// verdict is what a poller reports.
-type verdict struct {
-	poller  *poller
-	row     *row
-	overdue bool
-	polled  bool
-	outcome api.Outcome // without its result
-	took    time.Duration
-	wait    time.Duration
-	next    next
-}
-
-type next uint8
-
-const (
-	again next = iota // poll again after the wait
-	ended             // settled: ack
-	lost              // the lease is gone
-)
 
 // NewEngine makes an engine; nothing happens before Run.
 func NewEngine(cfg Config) *Engine {
@@ -123,7 +92,7 @@ func NewEngine(cfg Config) *Engine {
 		cfg.Metrics = NewMetrics(nil)
 	}
 	e := &Engine{
-		cfg: cfg, start: time.Now(), index: make(map[string]*row),
+		cfg: cfg, start: time.Now(), due: newLanes(), index: make(map[string]*row),
 		gate: newGate(cfg.MaxPolls, cfg.PollsPerSecond, cfg.Policy),
 		adds: make(chan []Request), done: make(chan verdict, cfg.MaxPolls),
 		oldest: make(chan chan time.Time), probe: make(chan struct{}, 1), draining: make(chan struct{}), ended: make(chan struct{}),
@@ -180,7 +149,9 @@ func (e *Engine) Run(ctx context.Context) {
 	draining := e.draining
 	wake := int64(-1) // what the timer is set to
 	for {
-		if next := e.dispatch(ctx, draining == nil); next != wake {
+		next := e.dispatch(ctx, draining == nil)
+		e.tell()
+		if next != wake {
 			if wake = next; next >= 0 {
 				timer.Reset(time.Duration(next - e.now()))
 			}
@@ -189,9 +160,9 @@ func (e *Engine) Run(ctx context.Context) {
 		case requests := <-e.adds:
 			e.add(requests, draining == nil)
 		case v := <-e.done:
-			e.settle(v, draining == nil)
+			e.settle(ctx, v, draining == nil)
 			for range len(e.done) {
-				e.settle(<-e.done, draining == nil)
+				e.settle(ctx, <-e.done, draining == nil)
 			}
 		case <-timer.C:
 			wake = -1
@@ -208,7 +179,7 @@ func (e *Engine) Run(ctx context.Context) {
 				e.giveBack()
 			}
 			for e.gate.inFlight+e.ending > 0 {
-				e.settle(<-e.done, true)
+				e.settle(ctx, <-e.done, true)
 			}
 		}
 		if draining == nil && e.gate.inFlight+e.ending == 0 {
@@ -221,30 +192,52 @@ func (e *Engine) Run(ctx context.Context) {
 	}
 }
 
+// tell shows what is known of the upstream in the metrics, and in the log when that changes.
+func (e *Engine) tell() {
+	m := e.cfg.Metrics
+	state, limit := e.gate.state(e.at(e.now()))
+	m.limit.Set(limit)
+	m.upstream[e.told].Set(0)
+	m.upstream[state].Set(1)
+	switch {
+	case state == e.told:
+	case state == down:
+		e.cfg.Log.Warn("the upstream is down: every request waits, probing with a few polls a second", "held", e.Held())
+	case state == slowStart:
+		e.cfg.Log.Info("the upstream answers again: going on slowly")
+	}
+	e.told = state
+}
+
 func (e *Engine) now() int64 { return int64(time.Since(e.start)) }
 
 // dispatch sends out what is due and allowed. It returns when to come back, or -1: when something happens.
 func (e *Engine) dispatch(ctx context.Context, draining bool) int64 {
-	for !draining && len(e.heap) > 0 {
+	for !draining {
 		now := e.now()
-		if now-e.swept >= int64(clockEvery) {
+		if now-e.swept >= int64(clockEvery) && len(e.heap)+e.due.length > 0 {
 			e.sweep(ctx, now)
 			continue
 		}
-		if due := e.heap[0].due; due > now {
-			return max(min(due, e.swept+int64(clockEvery)), now+int64(tick))
-		}
-		if early := e.heap[0].row.early(now); early > 0 {
+		for len(e.heap) > 0 && e.heap[0].due <= now {
 			w := e.heap.pop()
-			e.heap.push(entry{now + int64(early), w.row})
-			continue
+			if early := w.row.early(now); early > 0 {
+				e.heap.push(entry{now + int64(early), w.row})
+				continue
+			}
+			e.due.push(w)
 		}
-		// An announced result needs its room before it is asked for. One that is larger than all the room gets all of it.
-		if held := e.bytes.Load(); held > 0 && held+max(1, e.heap[0].row.reserved) > e.cfg.ResultMemory {
+		if e.due.length == 0 {
+			if len(e.heap) == 0 {
+				return -1
+			}
+			return max(min(e.heap[0].due, e.swept+int64(clockEvery)), now+int64(tick))
+		}
+		if !e.room(e.due.first().row) {
 			e.sweep(ctx, now)
 			return now + int64(tick) // results leave memory without a word to this goroutine
 		}
-		ok, next := e.gate.admit(e.start.Add(time.Duration(now)))
+		ok, next := e.gate.admit(e.at(now))
 		if !ok {
 			wake := e.sweep(ctx, now)
 			if !next.IsZero() {
@@ -252,9 +245,18 @@ func (e *Engine) dispatch(ctx context.Context, draining bool) int64 {
 			}
 			return wake
 		}
-		e.send(ctx, e.heap.pop(), false)
+		e.send(ctx, e.due.pop(), false)
 	}
 	return -1
+}
+
+func (e *Engine) at(now int64) time.Time { return e.start.Add(time.Duration(now)) }
+
+// room reports whether results in memory leave room for what this poll is to bring: an announced result needs it before
+// it is asked for. One that is larger than all the room gets all of it.
+func (e *Engine) room(r *row) bool {
+	held := e.bytes.Load()
+	return held <= 0 || held+max(1, r.reserved) <= e.cfg.ResultMemory
 }
 
 func (e *Engine) send(ctx context.Context, due entry, overdue bool) {
@@ -275,39 +277,20 @@ func (e *Engine) sweep(ctx context.Context, now int64) (next int64) {
 	}
 	e.swept = now
 	at := time.Now().UnixNano()
-	waiting := e.heap[:0]
-	for _, w := range e.heap {
+	over := func(w entry) bool {
 		if d := w.row.deadline; d == 0 || d > at || e.ending >= maxEnding {
-			waiting = append(waiting, w)
-			continue
+			return false
 		}
 		e.ending++
 		e.send(ctx, w, true)
+		return true
 	}
-	if len(waiting) < len(e.heap) {
-		clear(e.heap[len(waiting):])
+	e.due.remove(over)
+	if waiting := slices.DeleteFunc(e.heap, over); len(waiting) < len(e.heap) {
 		slices.SortFunc(waiting, func(a, b entry) int { return cmp.Compare(a.due, b.due) }) // what is sorted is a heap
 		e.heap = waiting
 	}
 	return now + int64(time.Second)
-}
-
-// poller takes the idle poller that was busy last, or starts one; admit and sweep have bounded their number.
-func (e *Engine) poller(ctx context.Context) *poller {
-	if n := len(e.idle); n > 0 {
-		p := e.idle[n-1]
-		e.idle = e.idle[:n-1]
-		return p
-	}
-	p := &poller{jobs: make(chan job, 1)}
-	go func() {
-		for j := range p.jobs {
-			v := e.attempt(ctx, &p.request, j)
-			v.row, v.poller, v.overdue = j.row, p, j.overdue
-			e.done <- v
-		}
-	}()
-	return p
 }
 
 func (e *Engine) add(requests []Request, draining bool) {
@@ -329,7 +312,7 @@ func (e *Engine) add(requests []Request, draining bool) {
 			continue
 		}
 		r.looked = now
-		fresh := &row{id: r.ID, about: r.About, submitted: r.State.Submitted.UnixNano()}
+		fresh := &row{id: r.ID, about: r.About, lane: e.due.of(r.Submitter), submitted: r.State.Submitted.UnixNano()}
 		fresh.pack(r)
 		e.index[r.ID] = fresh
 		e.held.Add(1)
@@ -338,8 +321,9 @@ func (e *Engine) add(requests []Request, draining bool) {
 }
 
 // settle takes back what a poller reports.
-func (e *Engine) settle(v verdict, draining bool) {
+func (e *Engine) settle(ctx context.Context, v verdict, draining bool) {
 	r := v.row
+	repeated := r.faults > 0 // the row still says what was before
 	r.pack(&v.poller.request)
 	r.inFlight = false
 	v.poller.request = Request{}
@@ -347,10 +331,14 @@ func (e *Engine) settle(v verdict, draining bool) {
 		e.bytes.Add(-r.reserved)
 	}
 	e.idle = append(e.idle, v.poller)
-	if v.overdue {
+	now := e.now()
+	switch {
+	case v.overdue:
 		e.ending--
-	} else {
-		e.gate.observe(&v.outcome, v.polled && !v.outcome.StaleKey, time.Now())
+	case v.polled && !v.outcome.StaleKey:
+		e.gate.observe(&v.outcome, v.began, repeated, e.at(now))
+	default:
+		e.gate.release()
 	}
 	if v.outcome.Kind == api.Unauthorized && v.outcome.Hint == 0 {
 		v.wait = 0 // the gate says when, for all requests alike
@@ -379,8 +367,9 @@ func (e *Engine) settle(v verdict, draining bool) {
 		e.remove(r, Lease.Drop)
 	case draining:
 		e.remove(r, Lease.Nak)
+	case v.held && e.room(r) && e.gate.readmit(e.at(now)):
+		e.send(ctx, entry{now, r}, false)
 	default:
-		now := e.now()
 		r.pollAt = now + int64(v.wait)
 		e.heap.push(entry{now + int64(r.within(v.wait)), r})
 	}
@@ -401,6 +390,10 @@ func (e *Engine) giveBack() {
 		e.remove(waiting.row, Lease.Nak)
 	}
 	e.heap = nil
+	e.due.remove(func(due entry) bool {
+		e.remove(due.row, Lease.Nak)
+		return true
+	})
 }
 
 func (e *Engine) oldestHeld() time.Time {

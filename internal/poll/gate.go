@@ -1,6 +1,8 @@
 package poll
 
 import (
+	"cmp"
+	"math"
 	"time"
 
 	"futurebridge/internal/api"
@@ -10,12 +12,12 @@ import (
 // I/O and driven by the times it is given.
 type gate struct {
 	maxPolls int     // in flight
-	rate     float64 // polls per second; 0: no fixed limit
+	rate     float64 // polls per second; +Inf: no fixed limit
 	policy   Policy
 
 	inFlight int
-	tokens   float64
-	refilled time.Time
+	fixed    bucket
+	aimd     aimd
 
 	pausedUntil time.Time // the upstream asked everybody to wait
 	holdWait    time.Duration
@@ -24,15 +26,39 @@ type gate struct {
 	probing     bool
 }
 
+// newGate makes a gate for so many polls in flight and so many a second; 0: no fixed limit.
 func newGate(maxPolls int, rate float64, policy Policy) *gate {
-	return &gate{maxPolls: maxPolls, rate: rate, policy: policy, tokens: 1}
+	g := &gate{maxPolls: maxPolls, rate: rate, policy: policy, aimd: newAIMD()}
+	if rate == 0 {
+		g.rate = math.Inf(1)
+	}
+	return g
 }
-
-// burst is how many tokens gather while nothing is due: as many as one tick of the engine lets out at full rate.
-func (g *gate) burst() float64 { return max(1, g.rate*tick.Seconds()) }
 
 // admit takes a place for one poll. When it refuses it says when to ask again; a zero time means when a poll has ended.
 func (g *gate) admit(at time.Time) (ok bool, next time.Time) {
+	if ok, next = g.open(at); !ok {
+		return false, next
+	}
+	if ok, next = g.aimd.ready(at); !ok {
+		return false, next
+	}
+	g.take(at)
+	return true, time.Time{}
+}
+
+// readmit takes a place for a poll that the upstream has held, and that follows at once, ahead of its turn: if the rate
+// learnt from quick answers is all that makes it wait. The upstream sets the pace of such polls by holding them.
+func (g *gate) readmit(at time.Time) bool {
+	if ok, _ := g.open(at); !ok || g.inFlight+1 >= g.maxPolls || !g.aimd.owes(at) {
+		return false
+	}
+	g.take(at)
+	return true
+}
+
+// open is admit but for the rate that was learnt, and takes nothing.
+func (g *gate) open(at time.Time) (ok bool, next time.Time) {
 	switch {
 	case g.inFlight >= g.maxPolls:
 		return false, time.Time{}
@@ -43,27 +69,39 @@ func (g *gate) admit(at time.Time) (ok bool, next time.Time) {
 	case g.held && at.Before(g.probeAt):
 		return false, g.probeAt
 	}
-	if g.rate > 0 {
-		if !g.refilled.IsZero() {
-			g.tokens = min(g.burst(), g.tokens+at.Sub(g.refilled).Seconds()*g.rate)
-		}
-		if g.refilled = at; g.tokens < 1 {
-			return false, at.Add(time.Duration((1 - g.tokens) / g.rate * float64(time.Second)))
-		}
-		g.tokens--
-	}
-	g.inFlight++
-	g.probing = g.held
-	return true, time.Time{}
+	return g.fixed.ready(at, g.rate)
 }
 
-// observe gives the place back and learns from the answer. polled is false when no poll was made after all.
-func (g *gate) observe(o *api.Outcome, polled bool, at time.Time) {
-	g.inFlight--
-	if !polled {
-		g.probing = false
-		return
+func (g *gate) take(at time.Time) {
+	g.fixed.tokens--
+	g.aimd.spend(at)
+	g.inFlight++
+	g.probing = g.held
+}
+
+// state is what is known of the upstream, and the rate at which polls may go out.
+func (g *gate) state(at time.Time) (phase, float64) {
+	switch {
+	case g.held:
+		return held, 1 / g.holdWait.Seconds()
+	case at.Before(g.pausedUntil):
+		return paused, 0
+	case g.aimd.phase == down:
+		return down, 1 / probeEvery.Seconds()
 	}
+	return g.aimd.phase, min(g.rate, g.aimd.limit)
+}
+
+// release gives the place of a poll back that was not made after all.
+func (g *gate) release() {
+	g.inFlight--
+	g.probing = false
+}
+
+// observe gives the place back and learns from the answer to a poll that began then. again: the poll before of the same
+// request ended in a fault, too.
+func (g *gate) observe(o *api.Outcome, began time.Time, again bool, at time.Time) {
+	g.inFlight--
 	switch o.Kind {
 	case api.Unauthorized:
 		if !g.held || g.probing {
@@ -76,13 +114,15 @@ func (g *gate) observe(o *api.Outcome, polled bool, at time.Time) {
 		g.held, g.holdWait = false, 0
 	}
 	g.probing = false
-	if o.Kind == api.Throttled {
-		wait := o.Hint
-		if wait == 0 {
-			wait = time.Second
-		}
-		if until := at.Add(wait); until.After(g.pausedUntil) {
+	g.aimd.observe(o, began, again, at)
+	switch o.Kind {
+	case api.Unauthorized:
+		g.aimd.rest(g.probeAt)
+	case api.Throttled:
+		until := at.Add(cmp.Or(o.Hint, time.Second))
+		if until.After(g.pausedUntil) {
 			g.pausedUntil = until
 		}
+		g.aimd.rest(until)
 	}
 }

@@ -10,6 +10,8 @@ import (
 type Metrics struct {
 	polls    []prometheus.Counter // by api.Kind
 	lateness prometheus.Histogram
+	limit    prometheus.Gauge
+	upstream []prometheus.Gauge // by phase
 }
 
 // NewMetrics registers with reg; nil: nowhere.
@@ -25,11 +27,20 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Buckets: []float64{.001, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
 		}),
 	}
+	m.limit = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "bridge_poll_rate_limit", Help: "Polls per second that may go out now, by the fixed rate and by the one learnt; +Inf: as many as want to.",
+	})
+	upstream := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "bridge_upstream_state", Help: "1 for the state that the upstream is in: up, down (probed), slow_start (after down), paused (after a 429), held (the key is refused).",
+	}, []string{"state"})
+	for p := up; p <= held; p++ {
+		m.upstream = append(m.upstream, upstream.WithLabelValues(p.String()))
+	}
 	for _, kind := range api.Kinds {
 		m.polls[kind] = polls.WithLabelValues(kind.String())
 	}
 	if reg != nil {
-		reg.MustRegister(polls, m.lateness)
+		reg.MustRegister(polls, m.lateness, m.limit, upstream)
 	}
 	return m
 }

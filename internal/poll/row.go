@@ -15,6 +15,8 @@ type Request struct {
 	State  State
 	LogSeq uint64 // last sequence of the request's log that this holder knows; the Sink's fence
 	Lease  Lease
+	// Submitter has a share of the polls of its own when limits make requests wait. The engine does not give it back.
+	Submitter string
 
 	looked   int64 // when the result was last looked for, on the engine's clock
 	reserved int64 // bytes announced by a metadata answer
@@ -46,6 +48,7 @@ type row struct {
 	id         string
 	about      *About
 	lease      Lease
+	lane       *lane // its submitter's
 	logSeq     uint64
 	queueState string // one of a few constants
 	reason     string

@@ -22,7 +22,10 @@ func TestARowForgetsNothingOfItsRequest(t *testing.T) {
 	}
 	for _, v := range []any{full, full.State} {
 		for i := range reflect.TypeOf(v).NumField() {
-			require.False(t, reflect.ValueOf(v).Field(i).IsZero(), "this test does not set %s", reflect.TypeOf(v).Field(i).Name)
+			name := reflect.TypeOf(v).Field(i).Name
+			if name != "Submitter" { // it has become the row's lane
+				require.False(t, reflect.ValueOf(v).Field(i).IsZero(), "this test does not set %s", name)
+			}
 		}
 	}
 	for name, q := range map[string]Request{"everything": full, "next to nothing": {ID: "req-1", Lease: &fakeLease{}, State: State{Submitted: at(1)}}} {

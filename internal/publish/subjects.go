@@ -107,6 +107,13 @@ func (n Names) Prefix() string { return n.prefix }
 // Submit is the subject that takes submissions; so does every subject below it.
 func (n Names) Submit() string { return n.prefix + ".submit" }
 
+// Submitter is the first token of the submitter's routing key in a subject that took a submission; empty: there is none.
+func (n Names) Submitter(subject string) string {
+	key := strings.TrimPrefix(strings.TrimPrefix(subject, n.Submit()), ".")
+	submitter, _, _ := strings.Cut(key, ".")
+	return submitter
+}
+
 // State is the subject of a request's log: its transitions, then its closing record.
 func (n Names) State(id string) string { return n.prefix + ".state." + Token(id) }
 

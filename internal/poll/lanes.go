@@ -1,0 +1,99 @@
+package poll
+
+import (
+	"hash/maphash"
+	"slices"
+	"strings"
+)
+
+// maxLanes bounds how many submitters have a share of their own; what comes beyond shares theirs, by hash.
+const maxLanes = 1000
+
+// lanes are the requests that are due: one queue for each submitter, in the order in which they became due. When limits
+// make them wait, submitters take turns, a poll each; one alone has all turns.
+type lanes struct {
+	named  map[string]*lane
+	all    []*lane
+	seed   maphash.Seed
+	busy   fifo[*lane] // those with a request that is due, the next one first
+	length int
+}
+
+type lane struct{ due fifo[entry] }
+
+func newLanes() *lanes { return &lanes{named: make(map[string]*lane), seed: maphash.MakeSeed()} }
+
+// of is the lane of a submitter.
+func (s *lanes) of(submitter string) *lane {
+	l := s.named[submitter]
+	switch {
+	case l != nil:
+	case len(s.all) < maxLanes:
+		l = &lane{}
+		s.named[strings.Clone(submitter)], s.all = l, append(s.all, l)
+	default:
+		l = s.all[maphash.String(s.seed, submitter)%maxLanes]
+	}
+	return l
+}
+
+func (s *lanes) push(e entry) {
+	l := e.row.lane
+	l.due.push(e)
+	if s.length++; l.due.length() == 1 {
+		s.busy.push(l)
+	}
+}
+
+// first is whose turn it is; something must be due.
+func (s *lanes) first() entry { return s.busy.first().due.first() }
+
+// pop takes the first; the next one is another submitter's, if another one waits.
+func (s *lanes) pop() entry {
+	l := s.busy.pop()
+	e := l.due.pop()
+	if s.length--; l.due.length() > 0 {
+		s.busy.push(l)
+	}
+	return e
+}
+
+// remove takes away what gone says.
+func (s *lanes) remove(gone func(entry) bool) {
+	s.busy, s.length = fifo[*lane]{}, 0
+	for _, l := range s.all {
+		waiting := slices.DeleteFunc(l.due.items[l.due.front:], gone)
+		l.due.items, l.due.front = waiting, 0
+		if s.length += len(waiting); len(waiting) > 0 {
+			s.busy.push(l)
+		}
+	}
+}
+
+// fifo is a queue in a slice, whose front is taken away by and by.
+type fifo[T any] struct {
+	items []T
+	front int
+}
+
+func (q *fifo[T]) length() int { return len(q.items) - q.front }
+func (q *fifo[T]) first() T    { return q.items[q.front] }
+
+func (q *fifo[T]) push(item T) {
+	if q.front > len(q.items)/2 && len(q.items) == cap(q.items) { // rather than grow
+		n := copy(q.items, q.items[q.front:])
+		clear(q.items[n:])
+		q.items, q.front = q.items[:n], 0
+	}
+	q.items = append(q.items, item)
+}
+
+func (q *fifo[T]) pop() T {
+	var none T
+	item := q.items[q.front]
+	q.items[q.front] = none
+	if q.front++; q.front == len(q.items) {
+		q.items, q.front = q.items[:0], 0
+	}
+	return item
+}

@@ -1,0 +1,136 @@
+package poll
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"futurebridge/internal/api"
+)
+
+func TestSubmittersTakeTurnsAndEachHasItsOwnInOrder(t *testing.T) {
+	s := newLanes()
+	due := func(submitter string, at int64) {
+		s.push(entry{at, &row{id: fmt.Sprint(submitter, at), lane: s.of(submitter)}})
+	}
+	for at := range int64(5) {
+		due("a", at)
+	}
+	due("b", 5)
+	due("b", 6)
+	due("", 7)
+	var order []string
+	for s.length > 3 {
+		first := s.first()
+		require.Equal(t, first, s.pop())
+		order = append(order, first.row.id)
+	}
+	due("b", 8)
+	s.remove(func(e entry) bool { return e.row.id == "a3" })
+	for s.length > 0 {
+		order = append(order, s.pop().row.id)
+	}
+	require.Equal(t, "a0 b5 7 a1 b6 a2 b8 a4", strings.Join(order, " "))
+}
+
+func TestHoweverManySubmittersThereAreTheyShareABoundedNumberOfLanes(t *testing.T) {
+	s := newLanes()
+	first := s.of("first")
+	for i := range 10 * maxLanes {
+		s.of(fmt.Sprint("submitter-", i))
+	}
+	require.Len(t, s.all, maxLanes)
+	require.Len(t, s.named, maxLanes)
+	require.Same(t, first, s.of("first"))
+	require.Same(t, s.of("one of those beyond"), s.of("one of those beyond"))
+}
+
+func TestAQueueKeepsItsOrderAndNoRoomThatItDoesNotNeed(t *testing.T) {
+	var q fifo[int]
+	next, want := 0, 0
+	for range 10_000 {
+		for range 3 {
+			q.push(next)
+			next++
+		}
+		for range 3 {
+			require.Equal(t, want, q.first())
+			require.Equal(t, want, q.pop())
+			want++
+		}
+		if next%100 == 0 {
+			q.push(next)
+			next++
+		}
+	}
+	require.Equal(t, next-want, q.length())
+	require.Less(t, cap(q.items), 4*q.length()+16)
+}
+
+// When a limit binds, whichever it is, one submitter with very many requests does not starve another with few.
+func TestASubmitterWithManyRequestsDoesNotStarveOneWithFew(t *testing.T) {
+	for name, limit := range map[string]func(*Config){
+		"polls in flight":  func(c *Config) { c.MaxPolls = 10 },
+		"polls per second": func(c *Config) { c.PollsPerSecond = 100 },
+		"result memory":    func(c *Config) { c.ResultMemory = 1000 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				upstream := retrieverFunc(func(context.Context, api.Query) api.Outcome {
+					time.Sleep(100 * ms)
+					return completed(string(make([]byte, 100)))
+				})
+				sink := &fakeSink{finish: func(context.Context, *Request, Result) error {
+					time.Sleep(10 * ms) // its result is in memory meanwhile
+					return nil
+				}}
+				e, stop := engine(t, upstream, sink, limit)
+				add := func(submitter string, n int) {
+					batch := make([]Request, n)
+					for i := range batch {
+						batch[i] = request(fmt.Sprint(submitter, "-", i), &fakeLease{})
+						batch[i].Submitter = submitter
+					}
+					e.Add(batch)
+				}
+				add("many", 50_000)
+				pass(10 * time.Second)
+				add("few", 10)
+				pass(2 * time.Second)
+				for i := range 10 {
+					sink.mu.Lock()
+					results := sink.results[fmt.Sprint("few-", i)]
+					sink.mu.Unlock()
+					require.Len(t, results, 1, "few-%d", i)
+				}
+				require.Greater(t, e.Held(), 30_000, "and many still waits")
+				stop()
+			})
+		})
+	}
+}
+
+func TestWhereALimitBindsNobodyWaitsTwiceAsLongAsTheOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		// 1,000 requests that want a poll each 2 s, and 100 polls a second.
+		polls := map[string]int{}
+		u := &limited{rate: 1e6, start: time.Now()}
+		u.answer = func(q api.Query, _ time.Duration) api.Outcome {
+			polls[q.RequestID]++
+			return state("paused_capacity", "", 2*time.Second)
+		}
+		e, stop := engine(t, u, &fakeSink{}, func(c *Config) { c.PollsPerSecond = 100 })
+		crowd(e, 1000)
+		pass(200 * time.Second) // 20 polls each
+		require.Len(t, polls, 1000)
+		for id, n := range polls {
+			require.InDelta(t, 20, n, 2, id)
+		}
+		stop()
+	})
+}
