@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"futurebridge/internal/fleet"
 	"futurebridge/internal/intake"
 	"futurebridge/internal/poll"
 	"futurebridge/internal/publish"
@@ -29,7 +30,8 @@ type bridge struct {
 	intake    *intake.Intake
 	engine    *poll.Engine
 	publisher *publish.Publisher
-	keptFor   atomic.Int64 // how long logs are kept, in nanoseconds; 0: for ever
+	keptFor   atomic.Int64  // how long logs are kept, in nanoseconds; 0: for ever
+	fleet     *fleet.Member // nil: there is no limit to share
 }
 
 // newBridge wires a bridge on streams that stand; consumer is the configuration in force.
@@ -62,6 +64,12 @@ func newBridge(cfg *serveConfig, nc *nats.Conn, js jetstream.JetStream, consumer
 		Handle: b.handle, Reject: b.publisher.Reject, Paused: b.publisher.Trouble,
 		Metrics: metrics, Log: log,
 	})
+	if cfg.PollsPerSecond > 0 {
+		b.fleet = fleet.New(fleet.Config{
+			JetStream: js, Bucket: names.BridgesBucket(), Replicas: cfg.Replicas, AckWait: consumer.AckWait,
+			Changed: func(bridges int) { b.engine.Share(bridges) }, Log: log,
+		})
+	}
 	if reg != nil {
 		reg.MustRegister(
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -70,9 +78,19 @@ func newBridge(cfg *serveConfig, nc *nats.Conn, js jetstream.JetStream, consumer
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 				Name: "bridge_oldest_request_seconds", Help: "Age of the oldest request held, since its submission; 0 without any.",
 			}, b.oldest),
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+				Name: "bridge_bridges", Help: "Bridges that share --polls-per-second, this one included; 0 without it, and until that is known.",
+			}, b.bridges),
 		)
 	}
 	return b, nil
+}
+
+func (b *bridge) bridges() float64 {
+	if b.fleet == nil {
+		return 0
+	}
+	return float64(b.fleet.Size())
 }
 
 func (b *bridge) oldest() float64 {
@@ -93,7 +111,14 @@ func (b *bridge) run(ctx, hard context.Context) {
 	defer release()
 	leases.Go(func() { b.keeper.Run(keeping) })
 	running.Go(func() { b.engine.Run(hard) })
-	running.Go(func() { b.intake.Run(hard, ctx) })
+	running.Go(func() {
+		if b.join(ctx) {
+			b.intake.Run(hard, ctx)
+		}
+	})
+	if b.fleet != nil {
+		leases.Go(func() { b.fleet.Run(keeping) })
+	}
 
 	<-ctx.Done()
 	begin := time.Now()
@@ -111,6 +136,19 @@ func (b *bridge) run(ctx, hard context.Context) {
 	}
 	_ = b.keeper.Close()
 	b.log.Info("drained", "took", time.Since(begin).Round(time.Millisecond))
+}
+
+// join waits until this bridge may poll beside the others; false: ctx ended before.
+func (b *bridge) join(ctx context.Context) bool {
+	if b.fleet == nil {
+		return true
+	}
+	select {
+	case <-b.fleet.Joined():
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // consumer finds the shared consumer, and makes it and its stream anew if somebody deleted them.
@@ -196,6 +234,8 @@ func (b *bridge) notReady() string {
 		return "not connected to NATS"
 	case b.engine.KeyRefused():
 		return "the upstream refuses the API key or the bill (401 or 402)"
+	case b.fleet != nil && b.fleet.Size() == 0:
+		return "waiting to share --polls-per-second with the other bridges, in bucket " + b.names.BridgesBucket()
 	}
 	return b.intake.Trouble()
 }

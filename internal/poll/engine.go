@@ -68,6 +68,7 @@ type Engine struct {
 	idle    []*poller // last in first out: the warm ones are used first
 
 	adds     chan []Request
+	shares   chan int
 	done     chan verdict
 	oldest   chan chan time.Time
 	probe    chan struct{}
@@ -94,7 +95,7 @@ func NewEngine(cfg Config) *Engine {
 	e := &Engine{
 		cfg: cfg, start: time.Now(), due: newLanes(), index: make(map[string]*row),
 		gate: newGate(cfg.MaxPolls, cfg.PollsPerSecond, cfg.Policy),
-		adds: make(chan []Request), done: make(chan verdict, cfg.MaxPolls),
+		adds: make(chan []Request), shares: make(chan int), done: make(chan verdict, cfg.MaxPolls),
 		oldest: make(chan chan time.Time), probe: make(chan struct{}, 1), draining: make(chan struct{}), ended: make(chan struct{}),
 	}
 	if cfg.Adaptive {
@@ -139,6 +140,14 @@ func (e *Engine) Add(requests []Request) {
 	}
 }
 
+// Share has this engine keep to its part of PollsPerSecond, as one of so many that poll the same upstream.
+func (e *Engine) Share(engines int) {
+	select {
+	case e.shares <- engines:
+	case <-e.ended:
+	}
+}
+
 // Drain makes Run give back what waits, let the polls in flight end, publish what they brought, and return.
 func (e *Engine) Drain() { close(e.draining) }
 
@@ -159,6 +168,8 @@ func (e *Engine) Run(ctx context.Context) {
 		select {
 		case requests := <-e.adds:
 			e.add(requests, draining == nil)
+		case engines := <-e.shares:
+			e.gate.share(engines)
 		case v := <-e.done:
 			e.settle(ctx, v, draining == nil)
 			for range len(e.done) {

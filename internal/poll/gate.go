@@ -12,7 +12,8 @@ import (
 // I/O and driven by the times it is given.
 type gate struct {
 	maxPolls int     // in flight
-	rate     float64 // polls per second; +Inf: no fixed limit
+	all      float64 // polls per second, by all bridges together; +Inf: no fixed limit
+	rate     float64 // this bridge's part of it
 	policy   Policy
 
 	inFlight int
@@ -28,12 +29,14 @@ type gate struct {
 
 // newGate makes a gate for so many polls in flight and so many a second; 0: no fixed limit.
 func newGate(maxPolls int, rate float64, policy Policy) *gate {
-	g := &gate{maxPolls: maxPolls, rate: rate, policy: policy, aimd: newAIMD()}
 	if rate == 0 {
-		g.rate = math.Inf(1)
+		rate = math.Inf(1)
 	}
-	return g
+	return &gate{maxPolls: maxPolls, all: rate, rate: rate, policy: policy, aimd: newAIMD()}
 }
+
+// share sets this bridge's part of the fixed rate: it is one of so many.
+func (g *gate) share(bridges int) { g.rate = g.all / float64(max(1, bridges)) }
 
 // admit takes a place for one poll. When it refuses it says when to ask again; a zero time means when a poll has ended.
 func (g *gate) admit(at time.Time) (ok bool, next time.Time) {

@@ -138,6 +138,9 @@ func (n Names) RejectedStream() string { return n.stream("REJECTED") }
 func (n Names) LargeBucket() string    { return n.stream("LARGE") }
 func (n Names) LargeStream() string    { return "OBJ_" + n.LargeBucket() } // the bucket's own
 
+// BridgesBucket is the key-value bucket in which bridges count each other.
+func (n Names) BridgesBucket() string { return n.stream("BRIDGES") }
+
 // Consumer is the durable consumer of the work stream that all bridges share.
 func (n Names) Consumer() string { return "bridge" }
 

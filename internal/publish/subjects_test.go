@@ -132,6 +132,7 @@ func TestNamesBelongToTheirPrefix(t *testing.T) {
 	require.Equal(t, "ACME_TINKER-1_RESULTS", n.ResultsStream())
 	require.Equal(t, "ACME_TINKER-1_REJECTED", n.RejectedStream())
 	require.Equal(t, "ACME_TINKER-1_LARGE", n.LargeBucket())
+	require.Equal(t, "ACME_TINKER-1_BRIDGES", n.BridgesBucket())
 	require.Equal(t, "bridge", n.Consumer())
 }
 

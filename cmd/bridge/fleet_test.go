@@ -1,0 +1,100 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/stretchr/testify/require"
+
+	"futurebridge/internal/api/sim"
+)
+
+// busy is an upstream whose jobs want a poll each second and never end.
+func busy() sim.Script {
+	return sim.Script{Profiles: []sim.Profile{{Name: "busy", Steps: []sim.Step{{State: "paused_capacity", RetryAfterMS: 1000}}}}}
+}
+
+func TestBridgesShareTheFixedRateWhileTheyComeAndGo(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const rate = 50
+		w := newWorld(t, busy())
+		bridge := func(n int) *running {
+			return w.bridge(fmt.Sprint("bridge-", n), "--polls-per-second=50", "--ack-wait=10s", "--max-requests=200")
+		}
+		begin := time.Now()
+		at := func(seconds int) { time.Sleep(time.Until(begin.Add(time.Duration(seconds) * time.Second))) }
+		first := bridge(1)
+		require.Contains(t, first.notReady(), "TINKER_BRIDGES")
+		w.submit(ids("req", 800)...)
+		at(15)
+		require.Empty(t, first.notReady())
+		require.Equal(t, 1, first.fleet.Size())
+		bridge(2)
+		at(25)
+		third, fourth := bridge(3), bridge(4)
+		at(45)
+		require.Equal(t, 4, first.fleet.Size())
+		third.kill()
+		at(75)
+		fourth.stop()
+		at(90)
+		w.restartServer(3 * time.Second)
+		at(120)
+
+		var polls []time.Duration
+		for _, p := range w.sim.Polls() {
+			polls = append(polls, p.Start.Sub(begin))
+		}
+		slices.Sort(polls)
+		for _, window := range []time.Duration{200 * time.Millisecond, time.Second, 5 * time.Second, 20 * time.Second} {
+			first := 0
+			for i, p := range polls {
+				for polls[first] <= p-window {
+					first++
+				}
+				// Each of four bridges may have gathered a token or two.
+				require.LessOrEqual(t, float64(i-first+1), rate*window.Seconds()+4*2, "polls in %v until %v", window, p)
+			}
+		}
+		between := func(from, to int) (n int) {
+			for _, p := range polls {
+				if p >= time.Duration(from)*time.Second && p < time.Duration(to)*time.Second {
+					n++
+				}
+			}
+			return n
+		}
+		require.InDelta(t, 50*10, between(5, 15), 25, "one bridge has all of it")
+		require.InDelta(t, 50*10, between(35, 45), 25, "four of them too")
+		require.InDelta(t, 37.5*10, between(46, 56), 20, "what a dead one had is nobody's while it may be alive,")
+		require.InDelta(t, 50*10, between(62, 72), 25, "and then the others'")
+		require.InDelta(t, 50*10, between(78, 88), 25, "at once, when one has left")
+		require.InDelta(t, 50*15, between(100, 115), 40, "and after the server was away")
+		w.close()
+	})
+}
+
+// A request of one submitter is not stuck behind all those of another.
+func TestSubmittersTakeTurnsByTheFirstTokenOfTheirKey(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, busy())
+		w.bridge("bridge-1", "--polls-per-second=20")
+		submit := func(subject string, all []string) {
+			for _, id := range all {
+				w.submitMsg(&nats.Msg{Subject: subject, Data: []byte(id)})
+			}
+		}
+		submit("tinker.submit.many.run-7", ids("many", 2000))
+		time.Sleep(10 * time.Second)
+		submitted := time.Now()
+		submit("tinker.submit.few", ids("few", 10))
+		time.Sleep(3 * time.Second)
+		for _, id := range ids("few", 10) {
+			require.NotZero(t, w.sim.StatsOf(id).Polls, "%s was polled within %v", id, time.Since(submitted))
+		}
+		w.close()
+	})
+}

@@ -1,0 +1,146 @@
+// Package fleet counts the bridges that poll one upstream, so that each can take its part of a limit that is for all.
+//
+// Every bridge writes a key of its own into a bucket once a second, and reads the others'. One that leaves deletes its
+// key when it has made its last poll. One that falls silent counts until its leases are over: till then it may poll. One
+// that joins has announced itself for as long as the others need to make room before it makes its first poll. A bridge
+// that cannot reach the bucket goes on with the part that it had.
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+)
+
+const (
+	beat    = time.Second // between two writes of a key
+	joining = 3           // beats until a new bridge may poll: the others have seen it by then
+	timeout = 5 * time.Second
+)
+
+// Config is what a Member is made of. All of it is required.
+type Config struct {
+	JetStream jetstream.JetStream
+	Bucket    string
+	Replicas  int
+	AckWait   time.Duration   // of the leases: no bridge polls for longer after it has lost its connection
+	Changed   func(share int) // one of so many bridges; called before the first poll, and when it changes
+	Log       *slog.Logger
+}
+
+// Member is one bridge.
+type Member struct {
+	cfg    Config
+	key    string
+	size   atomic.Int32
+	joined chan struct{}
+}
+
+// New makes a member; nothing happens before Run.
+func New(cfg Config) *Member {
+	return &Member{cfg: cfg, key: nuid.Next(), joined: make(chan struct{})}
+}
+
+// Joined is closed once this bridge may poll.
+func (m *Member) Joined() <-chan struct{} { return m.joined }
+
+// Size is how many bridges there are, this one included; 0: not known yet.
+func (m *Member) Size() int { return int(m.size.Load()) }
+
+// Run takes part until ctx ends, and then leaves: nothing may be polled after that.
+func (m *Member) Run(ctx context.Context) {
+	next := time.NewTicker(beat)
+	defer next.Stop()
+	for beats, told := 0, false; ctx.Err() == nil; {
+		switch n, err := m.beat(ctx); {
+		case ctx.Err() != nil:
+		case err != nil && !told:
+			m.cfg.Log.Warn("cannot tell how many bridges share --polls-per-second; going on with the part of before, if any", "bucket", m.cfg.Bucket, "error", err)
+			told = true
+		case err == nil:
+			told = false
+			if beats++; beats >= joining && n != m.Size() {
+				m.cfg.Log.Info("sharing --polls-per-second", "bridges", n)
+				m.size.Store(int32(n))
+				m.cfg.Changed(n)
+			}
+			if beats == joining {
+				close(m.joined)
+			}
+		}
+		select {
+		case <-next.C:
+		case <-ctx.Done():
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+	defer cancel()
+	if bucket, err := m.cfg.JetStream.KeyValue(ctx, m.cfg.Bucket); err == nil {
+		_ = bucket.Delete(ctx, m.key) // else it counts until it is old
+	}
+}
+
+// beat writes this bridge's key and counts those that live.
+func (m *Member) beat(ctx context.Context) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	bucket, err := m.bucket(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := bucket.Put(ctx, m.key, nil); err != nil {
+		return 0, err
+	}
+	own, err := bucket.Get(ctx, m.key)
+	if err != nil {
+		return 0, err
+	}
+	stream, err := m.cfg.JetStream.Stream(ctx, "KV_"+m.cfg.Bucket)
+	if err != nil {
+		return 0, err
+	}
+	subjects := "$KV." + m.cfg.Bucket + "."
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(subjects+">"))
+	if err != nil {
+		return 0, err
+	}
+	live := 0
+	for subject := range info.State.Subjects {
+		switch entry, err := bucket.Get(ctx, strings.TrimPrefix(subject, subjects)); {
+		case errors.Is(err, jetstream.ErrKeyNotFound): // it has left
+		case err != nil:
+			return 0, err
+		case own.Created().Sub(entry.Created()) < m.lasts(): // by the server's clock, both
+			live++
+		}
+	}
+	return live, nil
+}
+
+// lasts is how long a bridge counts after its last beat: its connection may have held for one more, and then a lease.
+func (m *Member) lasts() time.Duration { return m.cfg.AckWait + 2*beat }
+
+// bucket is the bucket, made if it is missing. Its TTL only sweeps up: age is judged by each bridge.
+func (m *Member) bucket(ctx context.Context) (jetstream.KeyValue, error) {
+	bucket, err := m.cfg.JetStream.KeyValue(ctx, m.cfg.Bucket)
+	if !errors.Is(err, jetstream.ErrBucketNotFound) {
+		return bucket, err
+	}
+	bucket, err = m.cfg.JetStream.CreateKeyValue(ctx, jetstream.KeyValueConfig{
+		Bucket: m.cfg.Bucket, Description: "the bridges that share a limit", Replicas: m.cfg.Replicas, TTL: 2 * m.lasts(),
+	})
+	if errors.Is(err, jetstream.ErrBucketExists) { // by another bridge, just now
+		return m.cfg.JetStream.KeyValue(ctx, m.cfg.Bucket)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create bucket %s: %w", m.cfg.Bucket, err)
+	}
+	return bucket, nil
+}
