@@ -58,10 +58,11 @@ func (s *lanes) pop() entry {
 	return e
 }
 
-// remove takes away what gone says.
+// remove takes away what gone says. The turns stay as they are.
 func (s *lanes) remove(gone func(entry) bool) {
+	busy := s.busy.items[s.busy.front:]
 	s.busy, s.length = fifo[*lane]{}, 0
-	for _, l := range s.all {
+	for _, l := range busy {
 		waiting := slices.DeleteFunc(l.due.items[l.due.front:], gone)
 		l.due.items, l.due.front = waiting, 0
 		if s.length += len(waiting); len(waiting) > 0 {

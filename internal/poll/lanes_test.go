@@ -116,21 +116,37 @@ func TestASubmitterWithManyRequestsDoesNotStarveOneWithFew(t *testing.T) {
 }
 
 func TestWhereALimitBindsNobodyWaitsTwiceAsLongAsTheOthers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		// 1,000 requests that want a poll each 2 s, and 100 polls a second.
-		polls := map[string]int{}
-		u := &limited{rate: 1e6, start: time.Now()}
-		u.answer = func(q api.Query, _ time.Duration) api.Outcome {
-			polls[q.RequestID]++
-			return state("paused_capacity", "", 2*time.Second)
-		}
-		e, stop := engine(t, u, &fakeSink{}, func(c *Config) { c.PollsPerSecond = 100 })
-		crowd(e, 1000)
-		pass(200 * time.Second) // 20 polls each
-		require.Len(t, polls, 1000)
-		for id, n := range polls {
-			require.InDelta(t, 20, n, 2, id)
-		}
-		stop()
-	})
+	for _, submitters := range []int{1, 7, 1000, 5000} {
+		t.Run(fmt.Sprint(submitters, " submitters"), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				// 5,000 requests that want a poll each 2 s, and 100 polls a second.
+				last, waits := map[string]time.Time{}, map[string]time.Duration{}
+				u := &limited{rate: 1e6, start: time.Now()}
+				u.answer = func(q api.Query, _ time.Duration) api.Outcome {
+					now := time.Now()
+					if before, ok := last[q.RequestID]; ok {
+						waits[q.RequestID] = max(waits[q.RequestID], now.Sub(before))
+					}
+					last[q.RequestID] = now
+					return state("paused_capacity", "", 2*time.Second)
+				}
+				e, stop := engine(t, u, &fakeSink{}, func(c *Config) { c.PollsPerSecond = 100 })
+				for i := range 5000 {
+					r := request(fmt.Sprint("req-", i), &fakeLease{})
+					r.Submitter = fmt.Sprint(i % submitters)
+					e.Add([]Request{r})
+				}
+				pass(10 * time.Minute)
+				require.Equal(t, 5000, len(waits))
+				most := 100 * time.Second // they wait for 50 s each
+				if submitters > maxLanes {
+					most = 300 * time.Second // those that share a lane have fewer turns
+				}
+				for id, wait := range waits {
+					require.Less(t, wait, most, id)
+				}
+				stop()
+			})
+		})
+	}
 }
