@@ -61,7 +61,7 @@ func newBridge(cfg *serveConfig, nc *nats.Conn, js jetstream.JetStream, consumer
 	b.intake = intake.New(intake.Config{
 		Keeper: b.keeper, Max: most,
 		Consumer: b.consumer, CheckID: publish.CheckID, CheckTimeout: b.checkTimeout,
-		Handle: b.handle, Reject: b.publisher.Reject, Paused: b.publisher.Trouble,
+		Handle: b.handle, Reject: b.publisher.Reject, Paused: b.paused,
 		Metrics: metrics, Log: log,
 	})
 	if cfg.PollsPerSecond > 0 {
@@ -111,11 +111,7 @@ func (b *bridge) run(ctx, hard context.Context) {
 	defer release()
 	leases.Go(func() { b.keeper.Run(keeping) })
 	running.Go(func() { b.engine.Run(hard) })
-	running.Go(func() {
-		if b.join(ctx) {
-			b.intake.Run(hard, ctx)
-		}
-	})
+	running.Go(func() { b.intake.Run(hard, ctx) })
 	if b.fleet != nil {
 		leases.Go(func() { b.fleet.Run(keeping) })
 	}
@@ -138,17 +134,12 @@ func (b *bridge) run(ctx, hard context.Context) {
 	b.log.Info("drained", "took", time.Since(begin).Round(time.Millisecond))
 }
 
-// join waits until this bridge may poll beside the others; false: ctx ended before.
-func (b *bridge) join(ctx context.Context) bool {
-	if b.fleet == nil {
-		return true
+// paused says why no work may be taken; empty: it may.
+func (b *bridge) paused() string {
+	if b.fleet != nil && b.fleet.Size() == 0 {
+		return "waiting to share --polls-per-second with the other bridges, in bucket " + b.names.BridgesBucket()
 	}
-	select {
-	case <-b.fleet.Joined():
-		return true
-	case <-ctx.Done():
-		return false
-	}
+	return b.publisher.Trouble()
 }
 
 // consumer finds the shared consumer, and makes it and its stream anew if somebody deleted them.
@@ -234,8 +225,6 @@ func (b *bridge) notReady() string {
 		return "not connected to NATS"
 	case b.engine.KeyRefused():
 		return "the upstream refuses the API key or the bill (401 or 402)"
-	case b.fleet != nil && b.fleet.Size() == 0:
-		return "waiting to share --polls-per-second with the other bridges, in bucket " + b.names.BridgesBucket()
 	}
 	return b.intake.Trouble()
 }

@@ -17,6 +17,26 @@ func busy() sim.Script {
 	return sim.Script{Profiles: []sim.Profile{{Name: "busy", Steps: []sim.Step{{State: "paused_capacity", RetryAfterMS: 1000}}}}}
 }
 
+// most checks that so many bridges together never made more polls than a rate allows, and returns when they were made.
+func most(t *testing.T, w *world, begin time.Time, rate float64, bridges int) (polls []time.Duration) {
+	t.Helper()
+	for _, p := range w.sim.Polls() {
+		polls = append(polls, p.Start.Sub(begin))
+	}
+	slices.Sort(polls)
+	for _, window := range []time.Duration{200 * time.Millisecond, time.Second, 5 * time.Second, 20 * time.Second} {
+		first := 0
+		for i, p := range polls {
+			for polls[first] <= p-window {
+				first++
+			}
+			// Each bridge may have gathered a token or two.
+			require.LessOrEqual(t, float64(i-first+1), rate*window.Seconds()+2*float64(bridges), "polls in %v until %v", window, p)
+		}
+	}
+	return polls
+}
+
 func TestBridgesShareTheFixedRateWhileTheyComeAndGo(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		const rate = 50
@@ -27,6 +47,7 @@ func TestBridgesShareTheFixedRateWhileTheyComeAndGo(t *testing.T) {
 		begin := time.Now()
 		at := func(seconds int) { time.Sleep(time.Until(begin.Add(time.Duration(seconds) * time.Second))) }
 		first := bridge(1)
+		time.Sleep(time.Second)
 		require.Contains(t, first.notReady(), "TINKER_BRIDGES")
 		w.submit(ids("req", 800)...)
 		at(15)
@@ -44,21 +65,7 @@ func TestBridgesShareTheFixedRateWhileTheyComeAndGo(t *testing.T) {
 		w.restartServer(3 * time.Second)
 		at(120)
 
-		var polls []time.Duration
-		for _, p := range w.sim.Polls() {
-			polls = append(polls, p.Start.Sub(begin))
-		}
-		slices.Sort(polls)
-		for _, window := range []time.Duration{200 * time.Millisecond, time.Second, 5 * time.Second, 20 * time.Second} {
-			first := 0
-			for i, p := range polls {
-				for polls[first] <= p-window {
-					first++
-				}
-				// Each of four bridges may have gathered a token or two.
-				require.LessOrEqual(t, float64(i-first+1), rate*window.Seconds()+4*2, "polls in %v until %v", window, p)
-			}
-		}
+		polls := most(t, w, begin, rate, 4)
 		between := func(from, to int) (n int) {
 			for _, p := range polls {
 				if p >= time.Duration(from)*time.Second && p < time.Duration(to)*time.Second {
@@ -73,6 +80,30 @@ func TestBridgesShareTheFixedRateWhileTheyComeAndGo(t *testing.T) {
 		require.InDelta(t, 50*10, between(62, 72), 25, "and then the others'")
 		require.InDelta(t, 50*10, between(78, 88), 25, "at once, when one has left")
 		require.InDelta(t, 50*15, between(100, 115), 40, "and after the server was away")
+		w.close()
+	})
+}
+
+func TestABridgeThatIsCutOffKeepsItsPartAsLongAsItMayPoll(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t, busy())
+		begin, wire := time.Now(), &wire{}
+		args := []string{"--polls-per-second=50", "--ack-wait=10s"}
+		lonely, other := w.odd("bridge-1", seams{wire: wire}, args...), w.bridge("bridge-2", args...)
+		w.submit(ids("req", 500)...)
+		time.Sleep(5 * time.Second)
+		sizes := func() [2]int { return [2]int{lonely.fleet.Size(), other.fleet.Size()} }
+		require.Equal(t, [2]int{2, 2}, sizes())
+		go wire.sever(40 * time.Second)
+		time.Sleep(9 * time.Second)
+		require.Equal(t, [2]int{2, 2}, sizes())
+		time.Sleep(9 * time.Second)
+		require.Equal(t, [2]int{0, 1}, sizes(), "what it held is the other's by now, and it has to join anew")
+		time.Sleep(60 * time.Second)
+		require.Equal(t, [2]int{2, 2}, sizes())
+		w.submit(ids("more", 500)...)
+		time.Sleep(10 * time.Second)
+		most(t, w, begin, 50, 2)
 		w.close()
 	})
 }

@@ -3,7 +3,7 @@
 // Every bridge writes a key of its own into a bucket once a second, and reads the others'. One that leaves deletes its
 // key when it has made its last poll. One that falls silent counts until its leases are over: till then it may poll. One
 // that joins has announced itself for as long as the others need to make room before it makes its first poll. A bridge
-// that cannot reach the bucket goes on with the part that it had.
+// that cannot reach the bucket goes on with the part that it had until its leases are over, and then joins anew.
 package fleet
 
 import (
@@ -30,49 +30,48 @@ type Config struct {
 	JetStream jetstream.JetStream
 	Bucket    string
 	Replicas  int
-	AckWait   time.Duration   // of the leases: no bridge polls for longer after it has lost its connection
-	Changed   func(share int) // one of so many bridges; called before the first poll, and when it changes
+	AckWait   time.Duration     // of the leases: no bridge polls for longer after it has lost its connection
+	Changed   func(bridges int) // this one included; called before Size says so
 	Log       *slog.Logger
 }
 
 // Member is one bridge.
 type Member struct {
-	cfg    Config
-	key    string
-	size   atomic.Int32
-	joined chan struct{}
+	cfg  Config
+	key  string
+	size atomic.Int32
 }
 
 // New makes a member; nothing happens before Run.
 func New(cfg Config) *Member {
-	return &Member{cfg: cfg, key: nuid.Next(), joined: make(chan struct{})}
+	return &Member{cfg: cfg, key: nuid.Next()}
 }
 
-// Joined is closed once this bridge may poll.
-func (m *Member) Joined() <-chan struct{} { return m.joined }
-
-// Size is how many bridges there are, this one included; 0: not known yet.
+// Size is how many bridges there are, this one included; 0: it has not joined them, and must not take work.
 func (m *Member) Size() int { return int(m.size.Load()) }
 
 // Run takes part until ctx ends, and then leaves: nothing may be polled after that.
 func (m *Member) Run(ctx context.Context) {
 	next := time.NewTicker(beat)
 	defer next.Stop()
+	heard := time.Now() // when the last good beat was sent
 	for beats, told := 0, false; ctx.Err() == nil; {
+		if time.Since(heard) > m.cfg.AckWait { // the others forget it about now
+			m.size.Store(0)
+			beats = 0
+		}
+		sent := time.Now()
 		switch n, err := m.beat(ctx); {
 		case ctx.Err() != nil:
 		case err != nil && !told:
 			m.cfg.Log.Warn("cannot tell how many bridges share --polls-per-second; going on with the part of before, if any", "bucket", m.cfg.Bucket, "error", err)
 			told = true
 		case err == nil:
-			told = false
+			told, heard = false, sent
 			if beats++; beats >= joining && n != m.Size() {
 				m.cfg.Log.Info("sharing --polls-per-second", "bridges", n)
-				m.size.Store(int32(n))
 				m.cfg.Changed(n)
-			}
-			if beats == joining {
-				close(m.joined)
+				m.size.Store(int32(n))
 			}
 		}
 		select {
