@@ -61,7 +61,7 @@ func (s seams) fit(b *bridge, consumer jetstream.ConsumerConfig, retriever poll.
 	b.intake = intake.New(intake.Config{
 		Keeper: b.keeper, Max: min(b.cfg.MaxRequests, consumer.MaxAckPending),
 		Consumer: find, CheckID: func(string) error { return nil }, CheckTimeout: b.checkTimeout,
-		Handle: handle, Reject: b.publisher.Reject, Paused: b.publisher.Trouble,
+		Handle: handle, Reject: b.publisher.Reject, Paused: b.paused,
 		Metrics: intake.NewMetrics(nil), Log: b.log,
 	})
 }
