@@ -208,7 +208,9 @@ func (e *Engine) tell() {
 	m := e.cfg.Metrics
 	state, limit := e.gate.state(e.at(e.now()))
 	m.limit.Set(limit)
-	m.upstream[e.told].Set(0)
+	if state != e.told {
+		m.upstream[e.told].Set(0)
+	}
 	m.upstream[state].Set(1)
 	switch {
 	case state == e.told:
