@@ -60,7 +60,7 @@ type serveConfig struct {
 
 	MaxResult       byteSize `name:"max-result" group:"results" default:"64MiB" help:"Largest result, decompressed."`
 	MaxInlineResult byteSize `name:"max-inline-result" group:"results" default:"512KiB" help:"Larger results go to the object store."`
-	ResultMemory    byteSize `name:"result-memory" group:"results" default:"256MiB" help:"Memory for results that are not yet stored; when it is full no new poll starts."`
+	ResultMemory    byteSize `name:"result-memory" group:"results" default:"256MiB" help:"Memory for bodies while they are read and results that are not yet stored; when it is full no new poll starts, and polls in flight wait."`
 
 	HTTP      string `name:"http" group:"observing" default:"127.0.0.1:8910" placeholder:"HOST:PORT" help:"Where /metrics, /healthz and /readyz are; \"none\": nowhere."`
 	LogLevel  string `name:"log-level" group:"observing" default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`

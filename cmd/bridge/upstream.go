@@ -171,7 +171,7 @@ func (c *serveConfig) asking() (asking api.Config, err error) {
 	}
 	return api.Config{
 		BaseURL: c.Upstream, Path: c.UpstreamPath, Key: c.apiKey, KeyHeader: c.APIKeyHeader, Header: header, Secrets: secrets,
-		MaxResult: int64(c.MaxResult), Timeout: c.PollTimeout, Transport: api.NewTransport(transport),
+		MaxResult: int64(c.MaxResult), Memory: int64(c.ResultMemory), Timeout: c.PollTimeout, Transport: api.NewTransport(transport),
 	}, nil
 }
 

@@ -28,9 +28,6 @@ const (
 	DefaultKeyHeader = "X-API-Key"
 )
 
-// maxPooled bounds the buffers that are kept: a large one would stay in memory with the next small result.
-const maxPooled = 64 << 10
-
 // Config describes one upstream.
 type Config struct {
 	BaseURL   string        // scheme and host, with a path before Path if there is one
@@ -39,6 +36,7 @@ type Config struct {
 	KeyHeader string        // default DefaultKeyHeader; for Authorization a bare key is sent as a Bearer token
 	Header    http.Header   // further headers for every poll
 	MaxResult int64         // bytes of a body after decompression; default 64 MiB
+	Memory    int64         // bytes of all bodies together, until their outcomes are released; 0: no bound
 	Timeout   time.Duration // of one poll, from its start to the last byte of its answer; default 65 s
 	UserAgent string        // default "future-bridge"
 
@@ -68,10 +66,11 @@ type Client struct {
 	identity   atomic.Pointer[identity]
 	keyRefused func()
 	maxResult  int64
+	budget     *budget // nil: none
 	timeout    time.Duration
 	transport  http.RoundTripper
 	fresh      http.RoundTripper
-	buffers    sync.Pool
+	buffers    sync.Pool // of *[]byte, of freeBody at most
 
 	keyHeader string
 	header    http.Header // without the key
@@ -100,7 +99,7 @@ func New(cfg Config) (*Client, error) {
 	base.Path = strings.TrimSuffix(base.Path, "/") + cfg.Path
 	c := &Client{
 		url: base, maxResult: cfg.MaxResult, timeout: cfg.Timeout, transport: cfg.Transport, fresh: cfg.Fresh,
-		buffers:    sync.Pool{New: func() any { return new(bytes.Buffer) }},
+		buffers:    sync.Pool{New: func() any { b := make([]byte, 0, 2*readAtOnce); return &b }},
 		keyRefused: cfg.KeyRefused, keyHeader: http.CanonicalHeaderKey(cmp.Or(cfg.KeyHeader, DefaultKeyHeader)),
 		secrets: slices.DeleteFunc(slices.Clone(cfg.Secrets), func(s string) bool { return s == "" }),
 		header: http.Header{
@@ -126,6 +125,9 @@ func New(cfg Config) (*Client, error) {
 	}
 	if c.maxResult <= 0 {
 		c.maxResult = 64 << 20
+	}
+	if cfg.Memory > 0 {
+		c.budget = newBudget(cfg.Memory, c.maxResult)
 	}
 	if c.timeout <= 0 {
 		c.timeout = 65 * time.Second
@@ -168,7 +170,12 @@ func NewTransport(cfg TransportConfig) *http.Transport {
 
 		MaxResponseHeaderBytes: 64 << 10,
 		TLSClientConfig:        cfg.TLS,
-		HTTP2:                  &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second},
+		HTTP2: &http.HTTP2Config{
+			SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second,
+			// What arrives for a poll that waits for memory is memory too. The connection's own window stays large: polls
+			// that wait must not hold up those that share it.
+			MaxReceiveBufferPerStream: 128 << 10,
+		},
 	}
 	if cfg.Proxy != nil {
 		t.Proxy = http.ProxyURL(cfg.Proxy)
@@ -179,12 +186,10 @@ func NewTransport(cfg TransportConfig) *http.Transport {
 // Retrieve makes one attempt. Whatever happens, it ends in one outcome, within the client's timeout and the query's
 // deadline.
 func (c *Client) Retrieve(ctx context.Context, q Query) Outcome {
-	timeout := c.timeout
-	if !q.Deadline.IsZero() {
-		timeout = min(timeout, time.Until(q.Deadline))
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	clock := newClock(c.timeout, q.Deadline, func() { cancel(context.DeadlineExceeded) })
+	defer clock.timer.Stop()
 	transport := c.transport
 	if q.Fresh {
 		transport = c.fresh
@@ -202,12 +207,7 @@ func (c *Client) Retrieve(ctx context.Context, q Query) Outcome {
 	if err != nil {
 		return id.noAnswer(ctx, err, sent)
 	}
-	buf := c.buffers.Get().(*bytes.Buffer)
-	buf.Reset()
-	o := c.read(res, buf, id)
-	if o.Result == nil && buf.Cap() <= maxPooled { // a result takes the buffer along
-		c.buffers.Put(buf)
-	}
+	o := c.read(ctx, res, clock, id)
 	if o.Kind == Unauthorized {
 		if c.keyRefused != nil {
 			c.keyRefused()
@@ -238,24 +238,50 @@ func (c *Client) request(ctx context.Context, q Query, own http.Header) *http.Re
 	}).WithContext(ctx)
 }
 
-func (c *Client) read(res *http.Response, buf *bytes.Buffer, id *identity) Outcome {
+func (c *Client) read(ctx context.Context, res *http.Response, clock *clock, id *identity) Outcome {
 	defer res.Body.Close()
-	if res.ContentLength > 0 && res.ContentLength <= c.maxResult {
-		buf.Grow(int(res.ContentLength) + bytes.MinRead)
+	body := body{from: res.Body, size: res.ContentLength, most: c.maxResult, clock: clock}
+	if c.budget != nil {
+		body.room = &room{budget: c.budget}
 	}
-	n, err := buf.ReadFrom(io.LimitReader(res.Body, c.maxResult+1))
+	if res.StatusCode < 200 { // the connection is another protocol's now, and has no end
+		body.from = http.NoBody
+	}
+	pooled := c.buffers.Get().(*[]byte)
+	buf, err := body.read(ctx, (*pooled)[:0])
+	if err != nil && ctx.Err() != nil && !errors.Is(err, errTooLarge) {
+		err = context.Cause(ctx) // HTTP/2 says that it was cancelled, not by what
+	}
+	o := c.classify(res, buf, err, id)
+	if o.Result != nil { // it takes the buffer along
+		o.room = body.room
+		return o
+	}
+	body.room.release()
+	if cap(buf) <= freeBody {
+		*pooled = buf
+		c.buffers.Put(pooled)
+	}
+	return o
+}
+
+func (c *Client) classify(res *http.Response, buf []byte, err error, id *identity) Outcome {
 	switch {
-	case n > c.maxResult:
+	case errors.Is(err, errTooLarge):
 		return c.tooLarge(res.StatusCode)
 	case err != nil:
 		// An answer that broke off midway is a fault of the connection even when it was our own time that ran out:
 		// its status line says that there is one.
-		return Outcome{Kind: Unreachable, HTTPStatus: res.StatusCode, BrokeOff: true, Failure: id.connection("the answer broke off", err)}
+		o := id.unreachable("the answer broke off", err, true)
+		o.HTTPStatus = res.StatusCode
+		return o
 	}
 	if res.StatusCode == http.StatusProxyAuthRequired { // never the upstream's own word
-		return Outcome{Kind: Unreachable, HTTPStatus: res.StatusCode, Failure: id.connection("the upstream cannot be reached", errProxy)}
+		o := id.unreachable("the upstream cannot be reached", errProxy, false)
+		o.HTTPStatus = res.StatusCode
+		return o
 	}
-	o := classify(answer{status: res.StatusCode, header: res.Header, body: buf.Bytes(), at: time.Now(), secrets: id.secrets})
+	o := classify(answer{status: res.StatusCode, header: res.Header, body: buf, at: time.Now(), secrets: id.secrets})
 	switch {
 	case o.Kind == Metadata && o.PayloadBytes > c.maxResult:
 		return c.tooLarge(res.StatusCode)
@@ -280,11 +306,13 @@ func (id *identity) noAnswer(ctx context.Context, err error, sent bool) Outcome 
 	if sent && ctx.Err() != nil { // our own time: a handshake or a connection that times out is a fault
 		return Outcome{Kind: NoAnswer, BrokeOff: true}
 	}
-	return Outcome{Kind: Unreachable, BrokeOff: sent, Failure: id.connection("the upstream cannot be reached", err)}
+	return id.unreachable("the upstream cannot be reached", err, sent)
 }
 
 var errProxy = errors.New("the proxy refuses user and password (407)")
 
-func (id *identity) connection(what string, err error) *Failure {
-	return &Failure{Type: APIConnection, Category: Unknown, Message: id.secrets.quote(what+": "+err.Error(), maxText)}
+func (id *identity) unreachable(what string, err error, brokeOff bool) Outcome {
+	return Outcome{Kind: Unreachable, BrokeOff: brokeOff, mend: mendConnection(err), Failure: &Failure{
+		Type: APIConnection, Category: Unknown, Message: id.secrets.quote(what+": "+err.Error(), maxText),
+	}}
 }

@@ -13,42 +13,55 @@ import (
 // MaxHint bounds every wait that an upstream asks for.
 const MaxHint = 5 * time.Minute
 
-// hints are all the ways in which one answer can ask for a wait. The longest wins: a poll must not come early for any.
-func headerHint(h http.Header, now time.Time) time.Duration {
-	if len(h["Retry-After"]) == 0 && len(h["Retry-After-Ms"]) == 0 {
-		return 0
+// hint is what one answer asks for in all the ways that there are. The longest wait wins: a poll must not come early for
+// any of them.
+type hint struct {
+	wait time.Duration // in [0, MaxHint]
+	odd  string        // one that could not be granted as it is; empty: none
+}
+
+func (h *hint) add(text string, wait time.Duration, ok bool) {
+	if h.wait = max(h.wait, min(wait, MaxHint)); (!ok || wait > MaxHint) && h.odd == "" {
+		h.odd = text
 	}
-	var hint time.Duration
-	for _, v := range h["Retry-After-Ms"] {
-		hint = max(hint, parseWait(v, time.Millisecond))
+}
+
+// header reads the headers of an answer that arrived at now.
+func (h *hint) header(header http.Header, now time.Time) {
+	seconds, ms := header["Retry-After"], header["Retry-After-Ms"]
+	for _, v := range ms {
+		h.number(v, time.Millisecond)
 	}
-	for _, v := range h["Retry-After"] {
+	for _, v := range seconds {
 		if at, err := http.ParseTime(v); err == nil {
-			hint = max(hint, clampHint(at.Sub(now)))
+			h.add(v, max(0, at.Sub(now)), !at.Before(now.Add(-time.Second))) // a date has no fractions
 		} else {
-			hint = max(hint, parseWait(v, time.Second))
+			h.number(v, time.Second)
 		}
 	}
-	return hint
+	if len(seconds) > 1 || len(ms) > 1 {
+		h.add(strings.Join(append(seconds, ms...), ", "), 0, false)
+	}
 }
 
-func bodyHint(ms, s gjson.Result) time.Duration {
-	return max(parseWait(ms.String(), time.Millisecond), parseWait(s.String(), time.Second))
+func (h *hint) body(ms, s gjson.Result) {
+	h.number(ms.String(), time.Millisecond)
+	h.number(s.String(), time.Second)
 }
 
-// parseWait reads a decimal number of units. What is no number, or negative, is no hint.
-func parseWait(s string, unit time.Duration) time.Duration {
-	if s = strings.TrimSpace(s); s == "" {
-		return 0
+// number reads a decimal number of units. What is no number, or negative, is no wait.
+func (h *hint) number(text string, unit time.Duration) {
+	s := strings.TrimSpace(text)
+	if s == "" {
+		return
 	}
 	f, err := strconv.ParseFloat(s, 64)
-	if math.IsNaN(f) || (err != nil && !math.IsInf(f, 0)) || f <= 0 {
-		return 0
+	switch {
+	case math.IsNaN(f) || err != nil && !math.IsInf(f, 0) || f < 0:
+		h.add(text, 0, false)
+	case f*float64(unit) > float64(MaxHint):
+		h.add(text, MaxHint, false)
+	default:
+		h.add(text, time.Duration(f*float64(unit)), true)
 	}
-	if f *= float64(unit); f >= float64(MaxHint) {
-		return MaxHint
-	}
-	return time.Duration(f)
 }
-
-func clampHint(d time.Duration) time.Duration { return min(max(d, 0), MaxHint) }

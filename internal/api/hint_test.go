@@ -2,6 +2,7 @@ package api
 
 import (
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -71,5 +72,29 @@ func TestAHintComesWithEveryKindOfAnswer(t *testing.T) {
 		got := classify(said(200, body, "Retry-After", "9"))
 		require.Equal(t, kind, got.Kind)
 		require.Equal(t, 9*time.Second, got.Hint, body)
+	}
+}
+
+func TestAWaitThatCannotBeGrantedIsToldOf(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		headers []string
+		body    string
+		want    string
+	}{
+		{"none", nil, `{"retry_after_ms":null}`, ""},
+		{"one that can", []string{"Retry-After", "300"}, `{"retry_after_ms":0}`, ""},
+		{"a date to come", []string{"Retry-After", arrival.Add(time.Minute).Format(http.TimeFormat)}, ``, ""},
+		{"this very second", []string{"Retry-After", arrival.Format(http.TimeFormat)}, ``, ""},
+		{"a date that is past", []string{"Retry-After", "Fri, 31 Dec 1999 23:59:59 GMT"}, ``, "Fri, 31 Dec 1999 23:59:59 GMT"},
+		{"too long", []string{"Retry-After", "301"}, ``, "301"},
+		{"negative", nil, `{"retry_after_s":-1}`, "-1"},
+		{"words", []string{"Retry-After-Ms", "soon"}, ``, "soon"},
+		{"two", []string{"Retry-After", "1", "Retry-After", "2"}, ``, "1, 2"},
+		{"a long one", []string{"Retry-After", strings.Repeat("9", 400)}, ``, strings.Repeat("9", maxOddHint-len("…")) + "…"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			require.Equal(t, c.want, classify(said(503, c.body, c.headers...)).OddHint)
+		})
 	}
 }

@@ -71,12 +71,15 @@ func (k Kind) String() string {
 }
 
 // Outcome is one classified attempt. Its strings and bytes are its own: nothing in it aliases a buffer that is reused.
+// Whoever is done with the Result calls Release.
 type Outcome struct {
 	Kind       Kind
 	HTTPStatus int // 0: no status line was read
 
 	// Hint is how long the upstream asks to wait, counted from the answer; 0: it did not say. At most MaxHint.
 	Hint time.Duration
+	// OddHint is a wait that could not be granted as it was asked for: none, too long, over already, or one of several.
+	OddHint string
 
 	// QueueState is "active", "paused_rate_limit", "paused_capacity" or "unknown"; empty: the answer had none.
 	QueueState string
@@ -97,6 +100,9 @@ type Outcome struct {
 	BrokeOff bool
 	// Fingerprint is a hash of status and body of a ServerFault: a job that failed answers the same for ever.
 	Fingerprint uint64
+
+	room *room  // that Result takes; nil: nobody counts
+	mend string // of Unreachable
 }
 
 // Progress is what else a pending answer may say, as JSON values.

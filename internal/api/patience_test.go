@@ -63,7 +63,7 @@ func TestAnAnswerThatStallsBreaksOff(t *testing.T) {
 		start := time.Now()
 		got := retrieve(t, c, Query{RequestID: "id"})
 		require.Equal(t, time.Minute, time.Since(start))
-		require.Equal(t, Outcome{Kind: Unreachable, HTTPStatus: 200, BrokeOff: true, Failure: &Failure{
+		require.Equal(t, Outcome{Kind: Unreachable, HTTPStatus: 200, BrokeOff: true, mend: mendConnection(context.DeadlineExceeded), Failure: &Failure{
 			Type: APIConnection, Category: Unknown, Message: "the answer broke off: context deadline exceeded",
 		}}, got)
 	})

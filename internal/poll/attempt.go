@@ -89,6 +89,7 @@ func (e *Engine) attempt(ctx context.Context, r *Request, j job) verdict {
 	result := int64(len(reply.Outcome.Result))
 	e.bytes.Add(result - r.reserved)
 	defer e.bytes.Add(-result)
+	defer reply.Outcome.Release()
 	r.reserved = reply.Outcome.PayloadBytes
 
 	v := verdict{polled: true, began: begin, outcome: reply.Outcome}
