@@ -45,7 +45,7 @@ func newBridge(cfg *serveConfig, nc *nats.Conn, js jetstream.JetStream, consumer
 		Metrics: publish.NewMetrics(reg), Log: log,
 	})
 	b.engine = poll.NewEngine(poll.Config{
-		Policy: cfg.policy(), Retriever: retriever, Sink: b.publisher,
+		Policy: cfg.policy(), Retriever: newFaultLog(retriever, log, reg), Sink: b.publisher,
 		MaxPolls: cfg.MaxPolls, PollsPerSecond: cfg.PollsPerSecond, ResultMemory: int64(cfg.ResultMemory),
 		Adaptive: cfg.Cadence == "adaptive", Metrics: poll.NewMetrics(reg), Log: log,
 	})
