@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -16,7 +17,8 @@ import (
 // that it keeps. The zero value leaves everything as it is.
 type seams struct {
 	wire      *wire
-	upstream  func(*api.Config) // changes how the upstream is asked
+	upstream  func(*api.Config) // another one than the simulator, or another way to it
+	log       *slog.Logger
 	retriever func(poll.Retriever) poll.Retriever
 	sink      func(*bridge) poll.Sink
 	policy    func(*poll.Policy)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"runtime"
 	"strconv"
@@ -166,13 +167,17 @@ func (w *world) odd(name string, s seams, args ...string) *running {
 	if s.retriever != nil {
 		retriever = s.retriever(client)
 	}
-	b, err := newBridge(cfg, nc, js, consumer, retriever, w.logger(), prometheus.NewRegistry())
+	log := s.log
+	if log == nil {
+		log = w.logger()
+	}
+	b, err := newBridge(cfg, nc, js, consumer, retriever, log, prometheus.NewRegistry())
 	require.NoError(w.t, err)
 	s.fit(b, consumer, retriever)
 	w.run.Lease = consumer.AckWait
 	ctx, stop := context.WithCancel(context.Background())
 	hard, cut := context.WithCancel(context.Background())
-	r := &running{bridge: b, w: w, abrupt: s.abrupt, ctx: stop, hard: cut, ended: make(chan struct{}), client: client, idle: transport.CloseIdleConnections}
+	r := &running{bridge: b, w: w, abrupt: s.abrupt, ctx: stop, hard: cut, ended: make(chan struct{}), client: client, idle: config.Transport.(*http.Transport).CloseIdleConnections}
 	go func() {
 		b.run(ctx, hard)
 		close(r.ended)
