@@ -53,7 +53,11 @@ func TestABodyThatIsCutEndsInAnError(t *testing.T) {
 		require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 		require.Equal(t, 200, code)
 		require.NotEmpty(t, body)
-		require.Equal(t, IDStats{Polls: 1, Deliveries: 1, LostDeliveries: 1, MaxPollsNow: 1}, s.StatsOf("id"))
+		stats := s.StatsOf("id")
+		require.Equal(t, stats.Done, stats.Delivered, "in virtual time")
+		require.Equal(t, IDStats{
+			Polls: 1, Deliveries: 1, LostDeliveries: 1, MaxPollsNow: 1, Done: stats.Done, Delivered: stats.Delivered,
+		}, stats)
 		_, _, err = fetch(t.Context(), t, transport, "id")
 		require.NoError(t, err)
 		require.Equal(t, map[string]int{"completed/truncated": 1, "completed": 1}, s.Stats().Answers)

@@ -35,6 +35,9 @@ type IDStats struct {
 	LostDeliveries int `json:"lost_deliveries"`
 	PollsNow       int `json:"polls_now"`
 	MaxPollsNow    int `json:"max_polls_now"`
+
+	Done      time.Time `json:"done,omitzero"`      // when the job ended, once a poll has found that it did
+	Delivered time.Time `json:"delivered,omitzero"` // when its result or failure first went out
 }
 
 // Poll is one finished poll of the log.
@@ -198,7 +201,7 @@ func (s *Sim) StatsOf(id string) IDStats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if j, ok := s.jobs[id]; ok {
-		return j.stats()
+		return s.statsOf(j)
 	}
 	return IDStats{}
 }
@@ -209,13 +212,23 @@ func (s *Sim) StatsByID() map[string]IDStats {
 	defer s.mu.Unlock()
 	all := make(map[string]IDStats, len(s.jobs))
 	for id, j := range s.jobs {
-		all[id] = j.stats()
+		all[id] = s.statsOf(j)
 	}
 	return all
 }
 
-func (j *job) stats() IDStats {
-	return IDStats{j.polls, j.early, j.deliveries, j.lost, j.inFlight, j.maxInFlight}
+func (s *Sim) statsOf(j *job) IDStats {
+	stats := IDStats{
+		Polls: j.polls, EarlyPolls: j.early, Deliveries: j.deliveries, LostDeliveries: j.lost,
+		PollsNow: j.inFlight, MaxPollsNow: j.maxInFlight,
+	}
+	if j.handedOut {
+		stats.Delivered = s.start.Add(j.firstOut)
+	}
+	if j.profile != nil && (j.current().kind == "completed" || j.current().kind == "failed") {
+		stats.Done = s.start.Add(j.entered)
+	}
+	return stats
 }
 
 // Polls is the log of finished polls in the order of their ends; empty without WithPollLog.

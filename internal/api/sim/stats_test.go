@@ -114,6 +114,21 @@ func TestDeliveriesAreCounted(t *testing.T) {
 	require.Empty(t, s.Polls(), "the log is off")
 }
 
+func TestItIsToldWhenAJobEndedAndWhenItsResultWentOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		s := New(steps(Step{State: "active", For: 3 * time.Second}, Step{Answer: "failed"}))
+		ask(s, "id")
+		require.Zero(t, s.StatsOf("id").Done)
+		time.Sleep(5 * time.Second)
+		ask(s, "id")
+		time.Sleep(time.Second)
+		ask(s, "id")
+		require.Equal(t, begin.Add(3*time.Second), s.StatsOf("id").Done)
+		require.Equal(t, begin.Add(5*time.Second), s.StatsOf("id").Delivered, "for the first time")
+	})
+}
+
 func TestTheControlEndpoints(t *testing.T) {
 	s := New(Script{Profiles: []Profile{{Name: "p", Steps: []Step{{Answer: "completed"}}}}}, WithAPIKey("wanted only by polls"))
 	call := func(method, path, body string) (int, string) {
@@ -148,7 +163,8 @@ func TestTheControlEndpoints(t *testing.T) {
 	require.NoError(t, json.Unmarshal([]byte(body), &stats))
 	require.Equal(t, 4, stats.Jobs)
 	require.Equal(t, map[string]int{"completed": 1}, stats.Answers)
-	require.Equal(t, IDStats{Polls: 1, Deliveries: 1, MaxPollsNow: 1}, stats.IDs["mine"])
+	mine := stats.IDs["mine"]
+	require.Equal(t, IDStats{Polls: 1, Deliveries: 1, MaxPollsNow: 1, Done: mine.Done, Delivered: mine.Delivered}, mine)
 	require.Len(t, stats.IDs, 4)
 
 	r := httptest.NewRequest("POST", "/sim/redirected", nil)
