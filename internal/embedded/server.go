@@ -24,6 +24,9 @@ type Options struct {
 	StoreDir string       // made when it is not there; required
 	Listen   string       // host:port, port 0 for any free one; empty: connections from this process only
 	Log      *slog.Logger // nil: silent
+
+	// SyncLater acknowledges before the disk has it, as a NATS server does by its own default. For measuring.
+	SyncLater bool
 }
 
 // Server is a running server.
@@ -43,7 +46,7 @@ func Start(o Options) (*Server, error) {
 		ServerName:             "future-bridge",
 		JetStream:              true,
 		StoreDir:               o.StoreDir,
-		SyncAlways:             true,
+		SyncAlways:             !o.SyncLater,
 		NoSigs:                 true,
 		DontListen:             o.Listen == "",
 		DisableJetStreamBanner: true,

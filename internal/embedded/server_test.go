@@ -120,3 +120,12 @@ func TestAStartThatCannotWorkSaysWhatToChange(t *testing.T) {
 	nc := connect(t, owner)
 	nc.Close()
 }
+
+func TestTheDiskHasWhatIsAcknowledgedUnlessToldOtherwise(t *testing.T) {
+	for _, later := range []bool{false, true} {
+		s, err := Start(Options{StoreDir: t.TempDir(), SyncLater: later})
+		require.NoError(t, err)
+		require.Equal(t, !later, s.nats.JetStreamConfig().SyncAlways)
+		s.Shutdown()
+	}
+}
