@@ -24,9 +24,9 @@ race: ## run all tests under the race detector
 fuzz: ## run each fuzz target for FUZZTIME (20s)
 	.ci/run fuzz
 
-bench: ## benchmark the packages, then the whole path beside a hand-written loop
-	$(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v /cmd/)
-	$(GO) test -run '^$$' -bench . -timeout 30m ./cmd/...
+bench: build ## benchmark the packages, then the whole beside a hand-written loop, with charts in docs/img
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+	bin/bridge bench --baseline --plot docs/img
 
 demo: ## see it work: NATS, upstream, bridges and watchers in one process
 	$(GO) run ./cmd/bridge demo

@@ -149,17 +149,12 @@ type bridgeProcess struct {
 }
 
 func (d *demo) startBridge(ctx context.Context, n int) (*bridgeProcess, error) {
-	self, err := os.Executable()
+	cmd, err := ownCommand(ctx, "serve",
+		"--nats", d.natsURL, "--upstream", d.upstreamURL, "--http", "none", "--ack-wait", "3s", "--log-level", "warn")
 	if err != nil {
 		return nil, err
 	}
-	b := &bridgeProcess{cmd: exec.CommandContext(ctx, self, "serve",
-		"--nats", d.natsURL, "--upstream", d.upstreamURL, "--http", "none", "--ack-wait", "3s", "--log-level", "warn")}
-	for _, v := range os.Environ() { // somebody's real settings must not leak into a demo
-		if !strings.HasPrefix(v, "BRIDGE_") && !strings.HasPrefix(v, "TINKER_") && !strings.HasPrefix(v, "NATS_") {
-			b.cmd.Env = append(b.cmd.Env, v)
-		}
-	}
+	b := &bridgeProcess{cmd: cmd}
 	b.cmd.Stderr = &b.log
 	if err := b.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start bridge %d: %w", n+1, err)

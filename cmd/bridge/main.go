@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"futurebridge/internal/bench"
 )
 
 // Exit codes are a contract: scripts branch on them.
@@ -60,12 +62,18 @@ type commands struct {
 	Wait     waitCmd     `cmd:"" help:"Wait for results."`
 	Watch    watchCmd    `cmd:"" help:"Follow queue states and ends as they come, from the start of each log."`
 	Streams  streamsCmd  `cmd:"" help:"Print streams and consumer as configuration, for an admin to make them."`
+	Bench    benchCmd    `cmd:"" help:"Measure the bridge on this machine."`
+
+	BenchNATS benchNATSCmd `cmd:"" name:"bench-nats" hidden:""`
+	BenchLoop benchLoopCmd `cmd:"" name:"bench-loop" hidden:""`
 }
 
 func main() {
 	// Only the first signal is caught here: it drains. Commands that drain listen for the second themselves.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	profiled := bench.ProfileThisProcess()
 	code := report(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr), os.Stderr)
+	profiled()
 	stop()
 	os.Exit(code)
 }

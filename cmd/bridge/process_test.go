@@ -25,16 +25,7 @@ import (
 	"futurebridge/internal/publish"
 )
 
-func init() {
-	standIn = func() {
-		profile()
-		if program := benchPrograms[os.Args[1]]; program != nil {
-			program(os.Args[2:])
-			return
-		}
-		main()
-	}
-}
+func init() { standIn = main }
 
 // process is the program, running.
 type process struct {
@@ -64,13 +55,16 @@ func (b *lockedBuffer) String() string {
 	return b.buf.String()
 }
 
-func start(t testing.TB, args ...string) *process {
+func start(t testing.TB, args ...string) *process { return begin(t, nil, nil, args...) }
+
+// begin is start with more variables, and with somebody who reads its output.
+func begin(t testing.TB, stdout io.Writer, env []string, args ...string) *process {
 	t.Helper()
 	self, err := os.Executable()
 	require.NoError(t, err)
 	p := &process{t: t, cmd: exec.Command(self, args...)}
-	p.cmd.Env = append(os.Environ(), asBridge+"=1")
-	p.cmd.Stderr = &p.stderr
+	p.cmd.Env = append(append(os.Environ(), asBridge+"=1"), env...)
+	p.cmd.Stdout, p.cmd.Stderr = stdout, &p.stderr
 	require.NoError(t, p.cmd.Start())
 	t.Cleanup(func() { _ = p.end(syscall.SIGKILL) })
 	return p

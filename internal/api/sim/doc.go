@@ -76,7 +76,7 @@
 //
 //	POST /api/v1/retrieve_future, /api/v1/future/retrieve, /retrieve_future
 //	POST /sim/jobs   {"count":N,"profile":…,"id_format":…,"ids":[…]} makes jobs → {"ids":[…]}
-//	GET  /sim/stats  Stats as JSON; ?ids=1 adds the counts of every id
+//	GET  /sim/stats  Stats as JSON; ?ids=1 adds counts and times of every id
 //	POST /api/v1/create_session, create_model, forward_backward, optim_step, asample, …: what the official Tinker SDK
 //	     calls to train and to sample; the type sdk says what comes back
 package sim

@@ -1,0 +1,144 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+	"time"
+
+	"futurebridge/internal/publish"
+)
+
+// duplicates is the duplicate window of the loop's stream, as long as the bridge's.
+const duplicates = 10 * time.Second
+
+// drained is how a program emptied a full work stream: requests/s, CPU in µs a request, memory in bytes.
+type drained struct {
+	perSecond, workerCPU, serverCPU, workerPeak, serverPeak float64
+	rate                                                    []float64
+}
+
+// drain empties a work stream through a bridge, with every promise on, whose upstream answers at once; with Baseline
+// through a hand-written loop too, turn by turn.
+func drain(ctx context.Context, r *run, n int) ([]Result, error) {
+	turns := 1
+	if r.Baseline {
+		turns = r.Pairs
+	}
+	c := chart{file: "drain", title: "Draining " + count(n) + " requests, upstream answers at once", x: "seconds", y: "results/s"}
+	var all []Result
+	for _, size := range []struct {
+		name  string
+		bytes int
+	}{{"200 B results", 200}, {"20 KB results", 20_000}} {
+		var bridges, loops []drained
+		for turn := range turns {
+			r.progress.begin("drain, %s: the bridge, %d of %d", size.name, turn+1, turns)
+			d, err := r.drainOnce(ctx, n, size.bytes, "TINKER_RESULTS", "serve", "--http", "none")
+			if err != nil {
+				return nil, err
+			}
+			bridges = append(bridges, d)
+			if !r.Baseline {
+				continue
+			}
+			r.progress.begin("drain, %s: the loop, %d of %d", size.name, turn+1, turns)
+			if d, err = r.drainOnce(ctx, n, size.bytes, loopStream.Name, "bench-loop"); err != nil {
+				return nil, fmt.Errorf("the loop: %w", err)
+			}
+			loops = append(loops, d)
+		}
+		c.add("bridge, "+size.name, bridges[0].rate)
+		if r.Baseline {
+			c.add("loop, "+size.name, loops[0].rate)
+		}
+		all = append(all, Result{Requests: n, Case: size.name, Figures: drainFigures(bridges, loops)})
+	}
+	r.report.charts = append(r.report.charts, c)
+	return all, nil
+}
+
+// drainFigures are medians; ratios are medians of the pairs' ratios.
+func drainFigures(bridges, loops []drained) []Figure {
+	of := func(runs []drained, value func(drained) float64) float64 {
+		var values []float64
+		for _, d := range runs {
+			values = append(values, value(d))
+		}
+		return median(values)
+	}
+	speed := func(d drained) float64 { return d.perSecond }
+	cpu := func(d drained) float64 { return d.workerCPU }
+	server := func(d drained) float64 { return d.serverCPU }
+	figures := []Figure{
+		{"bridge: requests", of(bridges, speed), "/s"},
+		{"bridge: CPU of a request", of(bridges, cpu), "µs"},
+		{"bridge: the NATS server's CPU of a request", of(bridges, server), "µs"},
+		{"bridge: peak memory", of(bridges, func(d drained) float64 { return d.workerPeak }) / mb, "MB"},
+		{"bridge: the NATS server's peak memory", of(bridges, func(d drained) float64 { return d.serverPeak }) / mb, "MB"},
+	}
+	if len(loops) == 0 {
+		return figures
+	}
+	ratio := func(value func(drained) float64) float64 {
+		var values []float64
+		for i := range loops {
+			values = append(values, value(bridges[i])/value(loops[i]))
+		}
+		return median(values)
+	}
+	return append(figures,
+		Figure{"loop: requests", of(loops, speed), "/s"},
+		Figure{"loop: CPU of a request", of(loops, cpu), "µs"},
+		Figure{"loop: the NATS server's CPU of a request", of(loops, server), "µs"},
+		Figure{"bridge : loop, requests/s", ratio(speed), ""},
+		Figure{"bridge : loop, CPU", ratio(cpu), ""},
+		Figure{"bridge : loop, CPU with the NATS server's", ratio(func(d drained) float64 { return d.workerCPU + d.serverCPU }), ""},
+	)
+}
+
+// drainOnce has a worker, which is this program with these arguments, fill the stream of its results.
+func (r *run) drainOnce(ctx context.Context, n, bytes int, stream string, args ...string) (d drained, err error) {
+	r.profileAs = fmt.Sprintf("drain-%d-bytes-", bytes)
+	defer func() { r.profileAs = "" }()
+	s, err := r.newSite(ctx, fmt.Sprintf(`{"seed":%d,"profiles":[{"name":"done","steps":[{"answer":"completed","result_bytes":%d}]}]}`, r.Seed, bytes), publish.Options{})
+	if err != nil {
+		return d, err
+	}
+	defer s.close()
+	if _, err := s.js.CreateStream(ctx, loopStream); err != nil {
+		return d, err
+	}
+	if err := s.submit(ctx, n, 0); err != nil {
+		return d, err
+	}
+	serverBefore, err := s.nats.usage()
+	if err != nil {
+		return d, err
+	}
+	begin := time.Since(s.begin)
+	sampling := s.sample(ctx, sampleEvery, nil)
+	worker, err := s.start(ctx, append(args, "--nats", s.natsURL, "--upstream", s.url)...)
+	if err != nil {
+		return d, err
+	}
+	if err := s.awaitResults(ctx, 0, stream, n); err != nil {
+		return d, err
+	}
+	took := time.Since(s.begin) - begin
+	now, err := s.spent(worker)
+	if err != nil {
+		return d, err
+	}
+	rate := perSecond(curve(sampling.stop(begin), begin, results))
+	if r.Profile != "" {
+		s.end(syscall.SIGTERM) // profiles are written by an orderly end
+	}
+	perRequest := 1e6 / float64(n)
+	return drained{
+		perSecond: float64(n) / took.Seconds(),
+		workerCPU: now.worker.cpu * perRequest, serverCPU: (now.server.cpu - serverBefore.cpu) * perRequest,
+		workerPeak: now.worker.peak, serverPeak: now.server.peak,
+		rate: rate,
+	}, nil
+}

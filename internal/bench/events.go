@@ -1,0 +1,248 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"futurebridge/internal/api/sim"
+	"futurebridge/internal/publish"
+)
+
+// heard is when a live subscriber of core NATS got each request's result, by id.
+type heard struct {
+	mu sync.Mutex
+	at map[string]time.Time
+	nc *nats.Conn
+}
+
+// listen subscribes over a connection of its own; close ends it.
+func (s *site) listen() (*heard, error) {
+	nc, err := nats.Connect(s.natsURL, nats.Name("bridge bench watcher"))
+	if err != nil {
+		return nil, err
+	}
+	h := &heard{at: map[string]time.Time{}, nc: nc}
+	sub, err := nc.Subscribe(s.names.Results(), func(m *nats.Msg) {
+		now := time.Now()
+		h.mu.Lock()
+		h.at[m.Header.Get("Bridge-Request-Id")] = now
+		h.mu.Unlock()
+	})
+	if err == nil {
+		err = sub.SetPendingLimits(-1, -1)
+	}
+	if err == nil {
+		err = nc.Flush()
+	}
+	if err != nil {
+		nc.Close()
+		return nil, err
+	}
+	return h, nil
+}
+
+func (h *heard) count() (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.at), nil
+}
+
+// delays are the seconds from a moment at the upstream until the event arrived.
+func (h *heard) delays(stats sim.Stats, since func(sim.IDStats) time.Time) (seconds []float64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for id, at := range h.at {
+		seconds = append(seconds, at.Sub(since(stats.IDs[id])).Seconds())
+	}
+	return seconds
+}
+
+// longPolls is how many polls an upstream holds at a time in latency.
+const longPolls = 500
+
+// latency tells how long a result travels from the upstream's send to a live subscriber, while the upstream holds as
+// many polls as it gets.
+func latency(ctx context.Context, r *run, n int) ([]Result, error) {
+	r.progress.begin("latency: %s requests, %d long polls at a time", count(n), longPolls)
+	s, err := r.newSite(ctx, fmt.Sprintf(`{"seed":%d,"style":{"hold":"30s"},"profiles":[
+		{"name":"held","steps":[{"state":"active","for":"1s","spread":"1s"},{"answer":"completed"}]}]}`, r.Seed), publish.Options{})
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	h, err := s.listen()
+	if err != nil {
+		return nil, err
+	}
+	defer h.nc.Close()
+	if _, err = s.serve(ctx, "--max-polls", fmt.Sprint(longPolls)); err != nil {
+		return nil, err
+	}
+	if err := s.submit(ctx, n, 0); err != nil {
+		return nil, err
+	}
+	long := 2 * time.Second * time.Duration(1+n/longPolls)
+	if err := s.await(ctx, "results heard", long, n, h.count); err != nil {
+		return nil, err
+	}
+	if err := s.awaitResults(ctx, 0, s.names.ResultsStream(), n); err != nil {
+		return nil, err
+	}
+	stats, err := s.stats(true)
+	if err != nil {
+		return nil, err
+	}
+	delays := h.delays(stats, func(id sim.IDStats) time.Time { return id.Delivered })
+	c := chart{file: "latency", title: fmt.Sprintf("From the upstream's send to a live subscriber, %d long polls", stats.MaxPollsNow), x: "milliseconds", y: "% of results", bars: true}
+	c.histogram(delays)
+	r.report.charts = append(r.report.charts, c)
+	return []Result{{Requests: n, Case: fmt.Sprintf("%d long polls", stats.MaxPollsNow), Figures: append(
+		quantiles("upstream's send to a subscriber", delays),
+		Figure{"polls of a request", float64(stats.Polls) / float64(n), ""},
+	)}}, nil
+}
+
+func quantiles(name string, seconds []float64) []Figure {
+	return []Figure{
+		{name + ", p50", 1e3 * quantile(seconds, 0.5), "ms"},
+		{name + ", p99", 1e3 * quantile(seconds, 0.99), "ms"},
+	}
+}
+
+// outage has requests wait while the upstream answers 503 to everything, and then carries no more than a tenth of them
+// a second. Meanwhile all jobs get done.
+func outage(ctx context.Context, r *run, n int) ([]Result, error) {
+	rate := max(500, n/10)
+	after := 5*time.Second + 2*time.Second*time.Duration(n)/time.Duration(rate) // for the first polls
+	r.progress.begin("outage: %s requests wait, the upstream carries %d polls/s and is down for %v", count(n), rate, r.Duration)
+	s, err := r.newSite(ctx, fmt.Sprintf(`{"seed":%d,"rate_limit":{"per_second":%d},"outages":[{"after":"%v","for":"%v","with":{"status":503}}],
+		"profiles":[{"name":"waits","steps":[{"state":"active","for":"%v"},{"answer":"completed"}]}]}`,
+		r.Seed, rate, after, r.Duration, after), publish.Options{})
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	b, err := s.serve(ctx)
+	if err != nil {
+		return nil, err
+	}
+	sampling := s.sample(ctx, sampleEvery, b)
+	if err := s.submit(ctx, n, 0); err != nil {
+		return nil, err
+	}
+	if err := s.awaitResults(ctx, after+r.Duration+time.Minute, s.names.ResultsStream(), n); err != nil {
+		return nil, err
+	}
+	taken := sampling.stop(0)
+	up := after + r.Duration
+	if waited := valueAt(taken, after, holds); int(waited) < n {
+		return nil, fmt.Errorf("only %.0f of %d requests were waiting when the outage began: give fewer with --requests", waited, n)
+	}
+	answered, ok := reaches(taken, 0.99*float64(n), results)
+	if !ok {
+		return nil, fmt.Errorf("the last %d results were stored and not seen to be sent", n/100)
+	}
+	refused := func(s sample) float64 { return float64(s.stats.Answers["status_429"]) }
+	within := func(value func(sample) float64, from, to time.Duration) float64 {
+		return valueAt(taken, to, value) - valueAt(taken, from, value)
+	}
+	end := taken[len(taken)-1].at
+	c := chart{file: "outage", title: fmt.Sprintf("%s requests wait; the upstream is down from %.0f s to %.0f s", count(n), after.Seconds(), up.Seconds()), x: "seconds", y: "polls/s", right: "requests waiting"}
+	c.add("polls/s", perSecond(curve(taken, 0, polls)))
+	c.addRight("requests waiting", curve(taken, 0, holds))
+	r.report.charts = append(r.report.charts, c)
+	ideal := float64(n) / float64(rate)
+	return []Result{{Requests: n, Case: fmt.Sprintf("503 for %v, then %d polls/s", r.Duration, rate), Figures: []Figure{
+		{"polls while the upstream is down", within(polls, after, up) / r.Duration.Seconds(), "/s"},
+		{"refused (429) after it, of all polls", 100 * within(refused, up, end) / within(polls, up, end), "%"},
+		{"99 % answered after", (answered - up).Seconds(), "s"},
+		{"that is, of requests ÷ the upstream's rate", (answered - up).Seconds() / ideal, ""},
+	}}}, nil
+}
+
+// mixed has jobs of exponentially distributed lengths, some of them paused and some failing, for a bridge whose
+// cadence follows the lengths that it has seen, and for one that only ever backs off.
+func mixed(ctx context.Context, r *run, n int) ([]Result, error) {
+	mean := r.share(1. / 6)
+	c := chart{file: "mixed", title: fmt.Sprintf("%s jobs of %v on average, handed over in %v", count(n), mean.Round(time.Millisecond), r.Duration), x: "seconds", y: "polls/s"}
+	var all []Result
+	for _, cadence := range []string{"adaptive", "fixed"} {
+		r.progress.begin("mixed: %s jobs of %v on average, %s cadence", count(n), mean.Round(time.Millisecond), cadence)
+		figures, rate, err := r.mixedOnce(ctx, n, mean, cadence)
+		if err != nil {
+			return nil, err
+		}
+		c.add(cadence+" cadence", rate)
+		all = append(all, Result{Requests: n, Case: cadence + " cadence", Figures: figures})
+	}
+	for i, f := range all[0].Figures {
+		all[0].Figures = append(all[0].Figures, Figure{f.Name + ", adaptive : fixed", f.Value / all[1].Figures[i].Value, ""})
+	}
+	r.report.charts = append(r.report.charts, c)
+	return all, nil
+}
+
+func (r *run) mixedOnce(ctx context.Context, n int, mean time.Duration, cadence string) ([]Figure, []float64, error) {
+	s, err := r.newSite(ctx, mixedScript(r.Seed, mean), publish.Options{})
+	if err != nil {
+		return nil, nil, err
+	}
+	defer s.close()
+	h, err := s.listen()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer h.nc.Close()
+	if _, err = s.serve(ctx, "--cadence", cadence, "--server-failure-polls", "0"); err != nil {
+		return nil, nil, err
+	}
+	begin := time.Since(s.begin)
+	sampling := s.sample(ctx, sampleEvery, nil)
+	if err := s.submit(ctx, n, r.Duration); err != nil {
+		return nil, nil, err
+	}
+	if err := s.await(ctx, "results heard", 10*mean+time.Minute, n, h.count); err != nil {
+		return nil, nil, err
+	}
+	if err := s.awaitResults(ctx, 0, s.names.ResultsStream(), n); err != nil {
+		return nil, nil, err
+	}
+	stats, err := s.stats(true)
+	if err != nil {
+		return nil, nil, err
+	}
+	delays := h.delays(stats, func(id sim.IDStats) time.Time { return id.Done })
+	figures := append([]Figure{{"polls of a request", float64(stats.Polls) / float64(n), ""}}, quantiles("job done to a subscriber", delays)...)
+	return figures, perSecond(curve(sampling.stop(begin), begin, polls)), nil
+}
+
+// mixedScript has the quantiles of an exponential distribution, each as likely: a fifth of the jobs is paused first,
+// with or without a hint, and a tenth fails.
+func mixedScript(seed uint64, mean time.Duration) string {
+	const lengths = 50
+	pause := time.Duration(float64(mean) / 5)
+	ms := func(d time.Duration) string { return max(time.Millisecond, d.Round(time.Millisecond)).String() }
+	var profiles []string
+	for i := range lengths {
+		length := time.Duration(-float64(mean) * math.Log(1-(float64(i)+0.5)/lengths))
+		steps := []string{fmt.Sprintf(`{"state":"active","for":%q,"spread":%q}`, ms(length), ms(mean/lengths))}
+		switch i % 10 {
+		case 3:
+			steps = append([]string{fmt.Sprintf(`{"state":"paused_rate_limit","for":%q}`, ms(pause))}, steps...)
+		case 7:
+			steps = append([]string{fmt.Sprintf(`{"state":"paused_capacity","for":%q,"retry_after_ms":%d}`, ms(pause), 1+pause.Milliseconds())}, steps...)
+		}
+		end := `{"answer":"completed","result_bytes":1000}`
+		if i%10 == 5 {
+			end = fmt.Sprintf(`{"answer":"failed","message":"it did not work","category":%q}`, []string{"user", "server"}[i/10%2])
+		}
+		profiles = append(profiles, fmt.Sprintf(`{"name":"length %d","steps":[%s]}`, i, strings.Join(append(steps, end), ",")))
+	}
+	return fmt.Sprintf(`{"seed":%d,"profiles":[%s]}`, seed, strings.Join(profiles, ","))
+}
