@@ -97,9 +97,9 @@ func TestABridgeGoesOnOnceItIsPermitted(t *testing.T) {
 					time.Sleep(time.Second)
 					w.submit("job-1")
 				}
-				require.True(t, says(state, c[2], time.Minute))
+				require.True(t, tells(state, c[2], time.Minute))
 				time.Sleep(10 * time.Minute)
-				require.True(t, says(state, c[2], time.Minute))
+				require.True(t, tells(state, c[2], time.Minute))
 				after.DontListen, after.StoreDir, after.ConfigFile = true, w.dir, before.ConfigFile
 				require.NoError(t, w.server.Load().natsServer.(plainServer).ReloadOptions(after))
 				time.Sleep(2 * time.Minute)

@@ -256,19 +256,19 @@ func (e expecting) States(id string) [][2]string {
 	return e.simUpstream.States(id)
 }
 
-// authority signs certificates.
-type authority struct {
+// signer signs certificates.
+type signer struct {
 	key  *ecdsa.PrivateKey
 	cert *x509.Certificate
 }
 
 var (
-	trustedCA = sync.OnceValue(newAuthority)
-	foreignCA = sync.OnceValue(newAuthority)
+	trustedCA = sync.OnceValue(newSigner)
+	foreignCA = sync.OnceValue(newSigner)
 )
 
-func newAuthority() authority {
-	a := authority{}
+func newSigner() signer {
+	a := signer{}
 	a.key, a.cert = issue(&x509.Certificate{
 		Subject: pkix.Name{CommonName: "tests"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 		NotBefore: present.Add(-time.Hour), NotAfter: present.Add(24 * time.Hour),
@@ -276,14 +276,14 @@ func newAuthority() authority {
 	return a
 }
 
-func issue(template *x509.Certificate, by *authority) (*ecdsa.PrivateKey, *x509.Certificate) {
+func issue(template *x509.Certificate, by *signer) (*ecdsa.PrivateKey, *x509.Certificate) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		panic(err)
 	}
 	template.SerialNumber = big.NewInt(1)
 	if by == nil {
-		by = &authority{key, template}
+		by = &signer{key, template}
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, by.cert, &key.PublicKey, by.key)
 	if err != nil {
@@ -297,7 +297,7 @@ func issue(template *x509.Certificate, by *authority) (*ecdsa.PrivateKey, *x509.
 }
 
 // serves is a server's configuration with a certificate for a host that is valid from the day before the tests.
-func (a authority) serves(host string, validFor time.Duration) *tls.Config {
+func (a signer) serves(host string, validFor time.Duration) *tls.Config {
 	key, cert := issue(&x509.Certificate{
 		DNSNames: []string{host}, NotBefore: present.Add(-time.Hour), NotAfter: present.Add(validFor),
 	}, &a)

@@ -146,8 +146,8 @@ func (w *world) everyKind() {
 	event("result", "large-raced", "completed")
 }
 
-// says reports whether a bridge gives a reason within a time.
-func says(state *readiness, reason string, within time.Duration) bool {
+// tells reports whether a bridge gives a reason within a time.
+func tells(state *readiness, reason string, within time.Duration) bool {
 	for begin := time.Now(); time.Since(begin) < within; time.Sleep(time.Second) {
 		if strings.Contains(state.notReady(), reason) {
 			return true
@@ -179,9 +179,9 @@ func TestTheBridgeNeedsEachOfItsPermissionsAndNoMore(t *testing.T) {
 					w.settled(5 * time.Minute)
 					require.Empty(t, state.notReady())
 					require.Nil(t, state.denied.last)
-				} else if !says(state, named, 30*time.Second) { // else it could not even begin
+				} else if !tells(state, named, 30*time.Second) { // else it could not even begin
 					w.everyKind()
-					require.True(t, says(state, named, 5*time.Minute), "not needed")
+					require.True(t, tells(state, named, 5*time.Minute), "not needed")
 				}
 				stop()
 				w.close()
