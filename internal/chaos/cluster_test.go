@@ -221,9 +221,7 @@ func serverKills(t *testing.T, row *Row) {
 	if *full {
 		requests, kills = 2000, 6
 	}
-	// A lease has to outlast two outages, and what the server forgot of an extension: else it is given to a second bridge,
-	// and the first one does not know.
-	const ackWait = 10 * time.Second
+	const ackWait = 3 * time.Second
 	port := fmt.Sprint(freePorts(t, 1)[0])
 	server := &node{t: t, name: "alone", url: "nats://127.0.0.1:" + port, args: []string{
 		"--jetstream", "--store_dir", t.TempDir(), "--addr", "127.0.0.1", "--port", port,
