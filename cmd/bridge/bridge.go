@@ -36,7 +36,7 @@ type bridge struct {
 
 // newBridge wires a bridge on streams that stand; consumer is the configuration in force.
 func newBridge(cfg *serveConfig, nc *nats.Conn, js jetstream.JetStream, consumer jetstream.ConsumerConfig,
-	retriever poll.Retriever, log *slog.Logger, reg prometheus.Registerer,
+	retriever poll.Retriever, full func() bool, log *slog.Logger, reg prometheus.Registerer,
 ) (*bridge, error) {
 	names := cfg.names()
 	b := &bridge{cfg: cfg, names: names, js: js, nc: nc, log: log}
@@ -46,7 +46,7 @@ func newBridge(cfg *serveConfig, nc *nats.Conn, js jetstream.JetStream, consumer
 	})
 	b.engine = poll.NewEngine(poll.Config{
 		Policy: cfg.policy(), Retriever: newFaultLog(retriever, log, reg), Sink: b.publisher,
-		MaxPolls: cfg.MaxPolls, PollsPerSecond: cfg.PollsPerSecond, ResultMemory: int64(cfg.ResultMemory),
+		MaxPolls: cfg.MaxPolls, PollsPerSecond: cfg.PollsPerSecond, ResultMemory: int64(cfg.ResultMemory), Full: full,
 		Adaptive: cfg.Cadence == "adaptive", Metrics: poll.NewMetrics(reg), Log: log,
 	})
 	metrics := intake.NewMetrics(reg)

@@ -110,7 +110,7 @@ func (w *world) serveAs(args ...string) (state *readiness, stop func()) {
 		}
 		client, err := api.New(api.Config{BaseURL: "http://upstream", Timeout: cfg.PollTimeout, MaxResult: 1 << 20, Transport: transport})
 		require.NoError(w.t, err)
-		b, err := newBridge(cfg, nc, js, consumer, client, w.logger(), prometheus.NewRegistry())
+		b, err := newBridge(cfg, nc, js, consumer, client, client.Full, w.logger(), prometheus.NewRegistry())
 		require.NoError(w.t, err)
 		state.ask(b.notReady)
 		b.run(ctx, ctx)

@@ -90,7 +90,7 @@ func (c *serveCmd) Run(ctx context.Context, io stdio) error {
 	if err := c.reachUpstream(ctx, state, log); err != nil || ctx.Err() != nil {
 		return err
 	}
-	b, err := newBridge(&c.serveConfig, nc, js, consumer, client, log, registry)
+	b, err := newBridge(&c.serveConfig, nc, js, consumer, client, client.Full, log, registry)
 	if err != nil {
 		return err
 	}

@@ -171,7 +171,7 @@ func (w *world) odd(name string, s seams, args ...string) *running {
 	if log == nil {
 		log = w.logger()
 	}
-	b, err := newBridge(cfg, nc, js, consumer, retriever, log, prometheus.NewRegistry())
+	b, err := newBridge(cfg, nc, js, consumer, retriever, client.Full, log, prometheus.NewRegistry())
 	require.NoError(w.t, err)
 	s.fit(b, consumer, retriever)
 	w.run.Lease = consumer.AckWait

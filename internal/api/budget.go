@@ -79,6 +79,16 @@ func (r *room) give(bytes int64) {
 	}
 }
 
+// Full reports whether polls wait for memory with their answers half read: then no other one is to begin.
+func (c *Client) Full() bool {
+	if c.budget == nil {
+		return false
+	}
+	c.budget.mu.Lock()
+	defer c.budget.mu.Unlock()
+	return c.budget.freed != nil
+}
+
 // release gives back all that the poll has.
 func (r *room) release() {
 	if r != nil && r.bytes > 0 {

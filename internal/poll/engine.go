@@ -47,10 +47,11 @@ type Config struct {
 	Policy         Policy
 	Retriever      Retriever
 	Sink           Sink
-	MaxPolls       int     // in flight at a time
-	PollsPerSecond float64 // 0: no fixed limit
-	ResultMemory   int64   // bytes of results not yet stored, above which no poll starts
-	Adaptive       bool    // let the backoff's ceiling follow how long requests of a type take
+	MaxPolls       int         // in flight at a time
+	PollsPerSecond float64     // 0: no fixed limit
+	ResultMemory   int64       // bytes of results not yet stored, above which no poll starts
+	Full           func() bool // polls in flight wait for memory, and none starts; nil: never
+	Adaptive       bool        // let the backoff's ceiling follow how long requests of a type take
 	Metrics        *Metrics
 	Log            *slog.Logger
 }
@@ -268,6 +269,9 @@ func (e *Engine) at(now int64) time.Time { return e.start.Add(time.Duration(now)
 // room reports whether results in memory leave room for what this poll is to bring: an announced result needs it before
 // it is asked for. One that is larger than all the room gets all of it.
 func (e *Engine) room(r *row) bool {
+	if e.cfg.Full != nil && e.cfg.Full() {
+		return false
+	}
 	held := e.bytes.Load()
 	return held <= 0 || held+max(1, r.reserved) <= e.cfg.ResultMemory
 }
