@@ -56,7 +56,7 @@ type serveConfig struct {
 	BackoffMax         time.Duration `name:"backoff-max" group:"polling" default:"30s" help:"Longest wait between two polls of a request."`
 	PausedWait         time.Duration `name:"paused-wait" group:"polling" default:"1s" help:"Wait when the upstream has paused a request and says no time."`
 	ServerFailurePolls int           `name:"server-failure-polls" group:"polling" default:"3" help:"Further polls after a failure that is the upstream's own; -1 is until the deadline."`
-	Cadence            string        `name:"cadence" group:"polling" default:"adaptive" enum:"adaptive,fixed" help:"adaptive: the longest wait follows the durations seen for a request type. fixed: it is --backoff-max."`
+	Cadence            string        `name:"cadence" group:"polling" default:"adaptive" enum:"adaptive,fixed" help:"adaptive: once it is known how long requests of a type take, waits suit that, within --backoff-initial and --backoff-max. fixed: they double from one to the other."`
 
 	MaxResult       byteSize `name:"max-result" group:"results" default:"64MiB" help:"Largest result, decompressed."`
 	MaxInlineResult byteSize `name:"max-inline-result" group:"results" default:"512KiB" help:"Larger results go to the object store."`

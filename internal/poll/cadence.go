@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// cadence learns how long requests of a type take, to poll short jobs often and long ones seldom: backing off to a
-// fixed 30 s finds a job of 20 s six seconds late, and one of an hour with far too many polls.
+// cadence learns how long requests of a type take, to poll at a pace that suits them: doubling up to a fixed 30 s spends
+// its first polls on what cannot be done yet, and then finds a job of 20 s six seconds late.
 type cadence struct {
 	types map[string]*durations
 }
@@ -15,7 +15,7 @@ const (
 	cadenceSamples  = 64 // the median follows the last so many requests of a type
 	cadenceKnown    = 8  // fewer say too little
 	cadenceTypes    = 1000
-	cadenceFraction = 5 // a poll comes a fifth of the median late at most
+	cadenceFraction = 3.5 // a poll comes so small a part of the median late at most
 	cadenceLeast    = 2 * time.Second
 )
 
@@ -25,15 +25,16 @@ type durations struct {
 	ceiling time.Duration
 }
 
-// ceiling is where the backoff of this type ends; at most the policy's.
-func (c *cadence) ceiling(requestType string, most time.Duration) time.Duration {
+// pace is the policy for a type: its backoff ends where the type's does, and begins with half of that.
+func (c *cadence) pace(p Policy, requestType string) Policy {
 	if c == nil {
-		return most
+		return p
 	}
 	if d := c.types[requestType]; d != nil && d.ceiling > 0 {
-		return min(d.ceiling, most)
+		p.BackoffMax = min(d.ceiling, p.BackoffMax)
+		p.pace = max(p.BackoffInitial, p.BackoffMax/2)
 	}
-	return most
+	return p
 }
 
 // learn takes the time from a submission to its completion.
@@ -57,6 +58,6 @@ func (c *cadence) learn(requestType string, took time.Duration) {
 	}
 	if len(d.last) >= cadenceKnown && d.next%cadenceKnown == 0 {
 		sorted := slices.Sorted(slices.Values(d.last))
-		d.ceiling = max(cadenceLeast, sorted[len(sorted)/2]/cadenceFraction)
+		d.ceiling = max(cadenceLeast, time.Duration(float64(sorted[len(sorted)/2])/cadenceFraction))
 	}
 }

@@ -279,8 +279,7 @@ func (e *Engine) room(r *row) bool {
 func (e *Engine) send(ctx context.Context, due entry, overdue bool) {
 	due.row.inFlight = true
 	e.bytes.Add(due.row.reserved)
-	policy := e.cfg.Policy
-	policy.BackoffMax = e.cadence.ceiling(due.row.about.orNothing().Type, policy.BackoffMax)
+	policy := e.cadence.pace(e.cfg.Policy, due.row.about.orNothing().Type)
 	p := e.poller(ctx)
 	p.request = due.row.unpack()
 	p.jobs <- job{due.row, due.due, policy, overdue}

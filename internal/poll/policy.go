@@ -6,6 +6,7 @@
 package poll
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 type Policy struct {
 	BackoffInitial     time.Duration // first wait of a pending request, doubling; also of a faulty upstream
 	BackoffMax         time.Duration // where doubling ends
+	pace               time.Duration // the first wait of a pending request whose type is known, instead; 0: it is not
 	PausedWait         time.Duration // between polls of a paused request
 	HeldAfter          time.Duration // a pending poll that took this long was held by the upstream, and is repeated at once
 	HoldInitial        time.Duration // first wait after a refused key, doubling up to HoldMax
@@ -144,7 +146,7 @@ func (p Policy) Step(s State, r Reply, jitter float64) (State, Decision) {
 			s.pendings = 0
 		default:
 			// Counted from the poll's start: a slow answer is part of the wait.
-			wait := spread(backoff(p.BackoffInitial, p.BackoffMax, s.pendings), jitter)
+			wait := spread(backoff(cmp.Or(p.pace, p.BackoffInitial), p.BackoffMax, s.pendings), jitter)
 			d.Wait = max(0, wait-r.End.Sub(r.Start))
 			s.pendings = bump(s.pendings)
 		}

@@ -171,22 +171,33 @@ func TestTheHeapGivesTheEarliestFirst(t *testing.T) {
 
 func TestTheCadenceFollowsTheMedianOfAType(t *testing.T) {
 	c := &cadence{types: map[string]*durations{}}
-	require.Equal(t, 30*time.Second, c.ceiling("Sample", 30*time.Second))
+	waits := func(c *cadence, requestType string) [2]time.Duration {
+		p := c.pace(DefaultPolicy(), requestType)
+		_, first := p.Step(State{Submitted: epoch}, replyAt(0, 0, pending()), 0)
+		_, later := p.Step(State{Submitted: epoch, pendings: 20}, replyAt(0, 0, pending()), 0)
+		return [2]time.Duration{first.Wait, later.Wait}
+	}
+	unknown := [2]time.Duration{500 * time.Millisecond, 30 * time.Second}
+	require.Equal(t, unknown, waits(c, "Sample"))
 	for range cadenceKnown {
-		c.learn("Sample", 20*time.Second)
+		c.learn("Sample", 14*time.Second)
 		c.learn("Train", time.Second)
 		c.learn("Unload", time.Hour)
 	}
-	require.Equal(t, 4*time.Second, c.ceiling("Sample", 30*time.Second), "a fifth of the median")
-	require.Equal(t, 2*time.Second, c.ceiling("Train", 30*time.Second), "not less than two seconds")
-	require.Equal(t, 30*time.Second, c.ceiling("Unload", 30*time.Second), "not more than the policy's")
+	require.Equal(t, [2]time.Duration{2 * time.Second, 4 * time.Second}, waits(c, "Sample"), "two sevenths of the median, and half of that first")
+	require.Equal(t, [2]time.Duration{time.Second, 2 * time.Second}, waits(c, "Train"), "not less than two seconds")
+	require.Equal(t, [2]time.Duration{15 * time.Second, 30 * time.Second}, waits(c, "Unload"), "not more than the policy's")
+	require.Equal(t, unknown, waits(c, "another"))
 	for range cadenceSamples {
-		c.learn("Sample", 60*time.Second)
+		c.learn("Sample", 42*time.Second)
 	}
-	require.Equal(t, 12*time.Second, c.ceiling("Sample", 30*time.Second), "the median follows")
+	require.Equal(t, [2]time.Duration{6 * time.Second, 12 * time.Second}, waits(c, "Sample"), "the median follows")
+	p := c.pace(DefaultPolicy(), "Unload")
+	_, d := p.Step(State{Submitted: epoch}, replyAt(0, 0, api.Outcome{Kind: api.ServerFault, HTTPStatus: 503, Failure: &api.Failure{}}), 0)
+	require.Equal(t, 500*time.Millisecond, d.Wait, "a fault has nothing to do with it")
 	var fixed *cadence
 	fixed.learn("Sample", time.Second)
-	require.Equal(t, 30*time.Second, fixed.ceiling("Sample", 30*time.Second))
+	require.Equal(t, unknown, waits(fixed, "Sample"))
 }
 
 func BenchmarkStep(b *testing.B) {
