@@ -169,7 +169,7 @@ func outage(ctx context.Context, r *run, n int) ([]Result, error) {
 // mixed has jobs of exponentially distributed lengths, some of them paused and some failing, for a bridge whose
 // cadence follows the lengths that it has seen, and for one that only ever backs off.
 func mixed(ctx context.Context, r *run, n int) ([]Result, error) {
-	mean := r.share(1. / 3)
+	mean := r.share(1. / 6)
 	c := chart{file: "mixed", title: fmt.Sprintf("%s jobs of %v on average, handed over in %v", count(n), mean.Round(time.Millisecond), r.Duration), x: "seconds", y: "polls/s"}
 	var all []Result
 	for _, cadence := range []string{"adaptive", "fixed"} {

@@ -12,16 +12,19 @@ type cadence struct {
 }
 
 const (
-	cadenceSamples  = 64 // the median follows the last so many requests of a type
-	cadenceKnown    = 8  // fewer say too little
-	cadenceTypes    = 1000
-	cadenceFraction = 3.5 // a poll comes so small a part of the median late at most
-	cadenceLeast    = 2 * time.Second
+	// The median follows the last so many requests of a type. Of those that were submitted together the long ones end last:
+	// few samples would be all long then.
+	cadenceSamples = 256
+	cadenceKnown   = 8 // fewer say too little
+	cadenceTypes   = 1000
+	cadencePart    = 0.3 // of the median is how late a poll comes at most
+	cadenceLeast   = 2 * time.Second
 )
 
 type durations struct {
 	last    []time.Duration
 	next    int
+	seen    int
 	ceiling time.Duration
 }
 
@@ -56,8 +59,8 @@ func (c *cadence) learn(requestType string, took time.Duration) {
 		d.last[d.next] = took
 		d.next = (d.next + 1) % cadenceSamples
 	}
-	if len(d.last) >= cadenceKnown && d.next%cadenceKnown == 0 {
+	if d.seen++; d.seen%max(cadenceKnown, len(d.last)/8) == 0 {
 		sorted := slices.Sorted(slices.Values(d.last))
-		d.ceiling = max(cadenceLeast, time.Duration(float64(sorted[len(sorted)/2])/cadenceFraction))
+		d.ceiling = max(cadenceLeast, time.Duration(cadencePart*float64(sorted[len(sorted)/2])))
 	}
 }

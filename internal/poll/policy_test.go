@@ -180,16 +180,16 @@ func TestTheCadenceFollowsTheMedianOfAType(t *testing.T) {
 	unknown := [2]time.Duration{500 * time.Millisecond, 30 * time.Second}
 	require.Equal(t, unknown, waits(c, "Sample"))
 	for range cadenceKnown {
-		c.learn("Sample", 14*time.Second)
+		c.learn("Sample", 20*time.Second)
 		c.learn("Train", time.Second)
 		c.learn("Unload", time.Hour)
 	}
-	require.Equal(t, [2]time.Duration{2 * time.Second, 4 * time.Second}, waits(c, "Sample"), "two sevenths of the median, and half of that first")
+	require.Equal(t, [2]time.Duration{3 * time.Second, 6 * time.Second}, waits(c, "Sample"), "three tenths of the median, and half of that first")
 	require.Equal(t, [2]time.Duration{time.Second, 2 * time.Second}, waits(c, "Train"), "not less than two seconds")
 	require.Equal(t, [2]time.Duration{15 * time.Second, 30 * time.Second}, waits(c, "Unload"), "not more than the policy's")
 	require.Equal(t, unknown, waits(c, "another"))
 	for range cadenceSamples {
-		c.learn("Sample", 42*time.Second)
+		c.learn("Sample", 40*time.Second)
 	}
 	require.Equal(t, [2]time.Duration{6 * time.Second, 12 * time.Second}, waits(c, "Sample"), "the median follows")
 	p := c.pace(DefaultPolicy(), "Unload")
