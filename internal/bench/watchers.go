@@ -33,8 +33,8 @@ func watchers(ctx context.Context, r *run, n int) ([]Result, error) {
 	}{
 		{"polls held, programs poll at once", n, `{"hold":"20s"}`, atOnce},
 		{"not held, programs back off", n, `{}`, backoff},
-		// As many polls as a small machine carries: each of the loops makes four a second.
-		{"not held, programs poll at once", max(1, n/10), `{"latency":"250ms"}`, atOnce},
+		// Few requests, as each of the loops makes some 150 polls a second, which is what the official SDK was seen to do.
+		{"not held, programs poll at once", max(1, n/100), `{"latency":"6500us"}`, atOnce},
 	} {
 		w := watch{run: r, n: kind.n, over: r.share(1. / 6), script: fmt.Sprintf(
 			`{"seed":%d,"style":%s,"profiles":[{"name":"job","steps":[{"state":"active","for":"%v","spread":"%v"},{"answer":"completed"}]}]}`,
