@@ -67,7 +67,7 @@ var brokenBridges = []broken{
 	},
 	{
 		name: "goes on polling when its trust has run out", file: "internal/intake/keeper.go",
-		old: "return age < int64(l.keeper.ackWait/10*9)", new: "return age < 1<<61",
+		old: "return age < l.keeper.trust()", new: "return age < 1<<61",
 		scenario: "zombies/^extension, until another has taken over", violation: "polls of one bridge between those of another",
 	},
 	{
