@@ -126,10 +126,11 @@ func (w *world) serveAs(args ...string) (state *readiness, stop func()) {
 }
 
 // everyKind submits what makes a bridge do all that it ever does: states, results, large ones, rejections, and conflicts
-// with another bridge that was faster, on a log, and on a result that is in the object store already.
+// with another bridge that was faster, on a log, and on a result that is in the object store already, and with a message
+// that no bridge wrote, on a log and in the place of a result.
 func (w *world) everyKind() {
 	w.t.Helper()
-	w.submit("job-1", "large-1", "job-raced", "large-raced")
+	w.submit("job-1", "large-1", "job-raced", "large-raced", "job-spoilt")
 	w.submitMsg(&nats.Msg{Subject: "tinker.submit", Data: []byte("{}")})
 	time.Sleep(3 * time.Second) // they are active, and their ends not yet there
 	event := func(kind, id, status string) {
@@ -144,6 +145,10 @@ func (w *world) everyKind() {
 	}
 	event("state", "job-raced", "active")
 	event("result", "large-raced", "completed")
+	for _, kind := range []string{"state", "result"} {
+		_, err := w.js.Publish(context.Background(), "ingest.tinker."+kind+".job-spoilt", []byte("rubbish"))
+		require.NoError(w.t, err)
+	}
 }
 
 // tells reports whether a bridge gives a reason within a time.

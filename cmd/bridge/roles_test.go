@@ -155,7 +155,7 @@ func TestEachRoleCanDoItsWorkAndNothingElse(t *testing.T) {
 		publish       [][]string
 		subscriptions []string
 	}{
-		{"bridge", [][]string{submits, streams, events[3:5], {work[0], work[1]}, reads[:3]}, []string{"tinker.result.*", "tinker.submit", "_INBOX.app.>"}},
+		{"bridge", [][]string{submits, streams, events[3:5], {work[0], work[1]}, reads[:2]}, []string{"tinker.result.*", "tinker.submit", "_INBOX.app.>"}},
 		{"consumer", [][]string{submits, streams, events, work}, []string{"tinker.submit", "ingest.>", "_INBOX.bridge.>"}},
 		{"admin", [][]string{submits, events}, []string{"tinker.result.*", "ingest.>"}},
 		{"submitter", [][]string{streams, events, work, reads, one}, []string{"tinker.result.*", "tinker.state.*", "tinker.submit", "_INBOX.app.>", "_INBOX.>"}},
