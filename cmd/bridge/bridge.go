@@ -66,7 +66,7 @@ func newBridge(cfg *serveConfig, nc *nats.Conn, js jetstream.JetStream, consumer
 	})
 	if cfg.PollsPerSecond > 0 {
 		b.fleet = fleet.New(fleet.Config{
-			JetStream: js, Bucket: names.BridgesBucket(), Replicas: cfg.Replicas, AckWait: consumer.AckWait,
+			JetStream: js, Bucket: names.BridgesBucket(), Make: b.ensure, AckWait: consumer.AckWait,
 			Changed: func(bridges int) { b.engine.Share(bridges) }, Log: log,
 		})
 	}
@@ -142,11 +142,17 @@ func (b *bridge) paused() string {
 	return b.publisher.Trouble()
 }
 
+// ensure makes anew what somebody deleted of streams and consumer.
+func (b *bridge) ensure(ctx context.Context) error {
+	_, err := publish.Ensure(ctx, b.js, b.names, b.cfg.streamOptions())
+	return err
+}
+
 // consumer finds the shared consumer, and makes it and its stream anew if somebody deleted them.
 func (b *bridge) consumer(ctx context.Context) (intake.Consumer, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if _, err := publish.Ensure(ctx, b.js, b.names, b.cfg.streamOptions()); err != nil {
+	if err := b.ensure(ctx); err != nil {
 		return nil, err
 	}
 	states, err := b.js.Stream(ctx, b.names.StatesStream())

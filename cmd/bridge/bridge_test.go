@@ -226,14 +226,17 @@ func TestADrainHandsOverAndLosesNothing(t *testing.T) {
 func TestDeletedStreamsAndConsumersAreMadeAnew(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWorld(t, everyday())
-		b := w.bridge("bridge-1")
+		b := w.bridge("bridge-1", "--polls-per-second=100")
 		time.Sleep(3 * time.Second)
 		require.NoError(t, w.js.DeleteConsumer(t.Context(), w.names.WorkStream(), w.names.Consumer()))
 		w.submit(ids("req", 20)...)
 		w.settled(5 * time.Minute)
 		require.NoError(t, w.js.DeleteStream(t.Context(), w.names.WorkStream()))
+		require.NoError(t, w.js.DeleteKeyValue(t.Context(), w.names.BridgesBucket()))
 		time.Sleep(10 * time.Second)
 		require.Empty(t, b.notReady())
+		_, err := w.js.KeyValue(t.Context(), w.names.BridgesBucket())
+		require.NoError(t, err)
 		w.submit(ids("more", 20)...)
 		w.settled(5 * time.Minute)
 		w.check()

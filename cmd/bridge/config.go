@@ -210,7 +210,7 @@ func (c *serveConfig) checkDescriptors(bad func(flag, format string, args ...any
 // streamOptions are what was given about streams and consumer.
 func (c *serveConfig) streamOptions() publish.Options {
 	o := c.streamFlags.options(c.given.has)
-	o.Timeout = &c.Timeout
+	o.Timeout, o.Bridges = &c.Timeout, c.PollsPerSecond > 0
 	return o
 }
 

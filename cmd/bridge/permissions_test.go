@@ -176,7 +176,7 @@ func TestTheBridgeNeedsEachOfItsPermissionsAndNoMore(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				w := newWorld(t, twoSizes())
 				w.permit(opts)
-				state, stop := w.serveAs("--max-inline-result=2KiB")
+				state, stop := w.serveAs("--max-inline-result=2KiB", "--polls-per-second=100")
 				named := `publish to "` + strings.TrimRight(missing, "*>")
 				time.Sleep(5 * time.Second)
 				if missing == "none" {

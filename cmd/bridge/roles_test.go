@@ -99,7 +99,7 @@ func refused(t *testing.T, nc *nats.Conn, sub bool, subject string) bool {
 func TestEachRoleCanDoItsWorkAndNothingElse(t *testing.T) {
 	o := newOffice(t, permissions(t, "permissions"))
 	asAdmin(t, o.connect("admin"))
-	o.serve("bridge")
+	o.serve("bridge", "--polls-per-second=100")
 
 	require.Equal(t, "job-1\nlarge-1\n", o.run("submitter", "submit", "job-1", "large-1"))
 	require.Equal(t, "job-2\n", o.run("app", "submit", "job-2"))

@@ -101,6 +101,7 @@ func (c *streamsCmd) validate() (err error) {
 
 func (c *streamsCmd) Run(_ context.Context, std stdio) error {
 	options := c.options(func(string) bool { return true })
+	options.Bridges = true // harmless where none shares a rate
 	streams, consumer := c.names.Streams(options), c.names.ConsumerConfig(options)
 	if c.Print {
 		return printJSON(std.out, struct {

@@ -22,7 +22,7 @@ func asAdmin(t *testing.T, nc *nats.Conn, args ...string) {
 	var out, stderr bytes.Buffer
 	require.NoError(t, run(t.Context(), append([]string{"streams", "--out", t.TempDir()}, args...), nil, &out, &stderr))
 	commands := strings.Split(strings.TrimSpace(out.String()), "\n")
-	require.Len(t, commands, 6)
+	require.Len(t, commands, 7)
 	for _, command := range commands {
 		words := strings.Fields(command)
 		config, err := os.ReadFile(words[len(words)-1])
@@ -54,7 +54,7 @@ func TestWhatAnAdminMakesFromStreamsSatisfiesServe(t *testing.T) {
 				require.NoError(t, err)
 				defer nc.Close()
 				asAdmin(t, nc, args...)
-				cfg, err := parseServe(t, append([]string{up}, args...)...)
+				cfg, err := parseServe(t, append([]string{up, "--polls-per-second=5"}, args...)...)
 				require.NoError(t, err)
 				consumer, err := publish.Ensure(t.Context(), js, cfg.names(), cfg.streamOptions())
 				require.NoError(t, err, "no difference")
@@ -62,7 +62,7 @@ func TestWhatAnAdminMakesFromStreamsSatisfiesServe(t *testing.T) {
 				require.Equal(t, cfg.MaxAckPending, consumer.MaxAckPending)
 				account, err := js.AccountInfo(t.Context())
 				require.NoError(t, err)
-				require.Equal(t, 5, account.Streams)
+				require.Equal(t, 6, account.Streams)
 				require.Equal(t, 1, account.Consumers, "nothing had to be made besides")
 			})
 		})
@@ -77,7 +77,7 @@ func TestStreamsPrintsThemAllAsOneObject(t *testing.T) {
 		Consumers []map[string]any
 	}
 	require.NoError(t, json.Unmarshal(out.Bytes(), &printed))
-	require.Len(t, printed.Streams, 5)
+	require.Len(t, printed.Streams, 6)
 	for _, stream := range printed.Streams {
 		require.EqualValues(t, 3, stream["num_replicas"])
 	}

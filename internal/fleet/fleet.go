@@ -9,7 +9,6 @@ package fleet
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"strings"
 	"sync/atomic"
@@ -28,10 +27,10 @@ const (
 // Config is what a Member is made of. All of it is required.
 type Config struct {
 	JetStream jetstream.JetStream
-	Bucket    string
-	Replicas  int
-	AckWait   time.Duration     // of the leases: no bridge polls for longer after it has lost its connection
-	Changed   func(bridges int) // this one included; called before Size says so
+	Bucket    string                      // it keeps keys for longer than AckWait and two beats
+	Make      func(context.Context) error // makes the bucket anew, if somebody deleted it
+	AckWait   time.Duration               // of the leases: no bridge polls for longer after it has lost its connection
+	Changed   func(bridges int)           // this one included; called before Size says so
 	Log       *slog.Logger
 }
 
@@ -126,20 +125,14 @@ func (m *Member) beat(ctx context.Context) (int, error) {
 // lasts is how long a bridge counts after its last beat: its connection may have held for one more, and then a lease.
 func (m *Member) lasts() time.Duration { return m.cfg.AckWait + 2*beat }
 
-// bucket is the bucket, made if it is missing. Its TTL only sweeps up: age is judged by each bridge.
+// bucket is the bucket, made anew if it is missing.
 func (m *Member) bucket(ctx context.Context) (jetstream.KeyValue, error) {
 	bucket, err := m.cfg.JetStream.KeyValue(ctx, m.cfg.Bucket)
 	if !errors.Is(err, jetstream.ErrBucketNotFound) {
 		return bucket, err
 	}
-	bucket, err = m.cfg.JetStream.CreateKeyValue(ctx, jetstream.KeyValueConfig{
-		Bucket: m.cfg.Bucket, Description: "the bridges that share a limit", Replicas: m.cfg.Replicas, TTL: 2 * m.lasts(),
-	})
-	if errors.Is(err, jetstream.ErrBucketExists) { // by another bridge, just now
-		return m.cfg.JetStream.KeyValue(ctx, m.cfg.Bucket)
+	if err := m.cfg.Make(ctx); err != nil {
+		return nil, err
 	}
-	if err != nil {
-		return nil, fmt.Errorf("create bucket %s: %w", m.cfg.Bucket, err)
-	}
-	return bucket, nil
+	return m.cfg.JetStream.KeyValue(ctx, m.cfg.Bucket)
 }

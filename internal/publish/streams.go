@@ -22,6 +22,7 @@ type Options struct {
 	AckWait         *time.Duration // default 2 min
 	MaxAckPending   *int           // requests held by all bridges together; default 200,000
 	Timeout         *time.Duration // of requests that name none: what stands has to keep logs for longer
+	Bridges         bool           // with the bucket in which bridges that share a rate count each other
 }
 
 // Defaults of Options.
@@ -39,9 +40,11 @@ const (
 	maxConsumers     = 100_000
 	rejectedMaxBytes = 64 << 20
 	rejectedMaxMsgs  = 100_000
+	// A bridge that fell silent counts for AckWait and two seconds (internal/fleet). Its key has to stay for longer.
+	bridgesSilence = 5 * time.Second
 )
 
-// Streams are the configurations of the streams of n; the last is that of the object store's bucket.
+// Streams are the configurations of the streams of n; the last ones are those of the buckets.
 //
 // A stream of events listens on its ingest subject, where bridges race, and stores under the public subject, to which
 // it republishes what it stored: so a core subscriber sees only what is stored, and never what lost a race.
@@ -82,8 +85,21 @@ func (n Names) Streams(o Options) []jetstream.StreamConfig {
 		Discard: jetstream.DiscardNew, MaxAge: results.MaxAge, MaxMsgs: -1, MaxBytes: -1, MaxMsgsPerSubject: -1,
 		AllowDirect: true, AllowRollup: true, MaxConsumers: maxConsumers,
 	}
-	return []jetstream.StreamConfig{work, states, results, rejected, large}
+	all := []jetstream.StreamConfig{work, states, results, rejected, large}
+	if o.Bridges {
+		all = append(all, jetstream.StreamConfig{ // what a key-value bucket is made of (ADR-8 of NATS)
+			Name: n.BridgesStream(), Description: "the bridges that share a rate",
+			Subjects:  []string{"$KV." + n.BridgesBucket() + ".>"},
+			Retention: jetstream.LimitsPolicy, Storage: jetstream.FileStorage, Replicas: replicas,
+			Discard: jetstream.DiscardNew, MaxAge: bridgesMaxAge(value(o.AckWait, DefaultAckWait)), MaxMsgs: -1, MaxBytes: -1, MaxMsgsPerSubject: 1,
+			Duplicates: duplicateWindow, AllowDirect: true, AllowRollup: true, DenyDelete: true, MaxConsumers: -1,
+		})
+	}
+	return all
 }
+
+// bridgesMaxAge only sweeps up: bridges judge each other's age by themselves.
+func bridgesMaxAge(ackWait time.Duration) time.Duration { return 2 * (ackWait + bridgesSilence) }
 
 // ConsumerConfig is the configuration of the durable consumer that all bridges share.
 func (n Names) ConsumerConfig(o Options) jetstream.ConsumerConfig {
@@ -110,6 +126,9 @@ func Ensure(ctx context.Context, js jetstream.JetStream, n Names, o Options) (je
 	var missing []jetstream.StreamConfig
 	consumer, found := n.ConsumerConfig(o), false
 	for _, want := range n.Streams(o) {
+		if want.Name == n.BridgesStream() { // the consumer, which is that of the first stream, may have another AckWait than o
+			want.MaxAge = bridgesMaxAge(consumer.AckWait)
+		}
 		stream, err := js.Stream(ctx, want.Name)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			missing = append(missing, want)
@@ -192,6 +211,10 @@ func (n Names) streamDifferences(have, want jetstream.StreamConfig, o Options) [
 		}
 		if o.CompressResults != nil {
 			d.check("compression", have.Compression, want.Compression)
+		}
+	case n.BridgesStream():
+		if least := want.MaxAge / 2; have.MaxAge > 0 && have.MaxAge < least {
+			d.check("max age", have.MaxAge, fmt.Sprintf("at least %v (AckWait and %v)", least, bridgesSilence))
 		}
 	}
 	return d.found

@@ -2,6 +2,7 @@ package publish
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -62,7 +63,7 @@ func TestEnsureMakesEverythingOnce(t *testing.T) {
 // A bridge whose user may not create anything can still start where an admin has made everything.
 func TestEnsureOnlyReadsWhereEverythingStands(t *testing.T) {
 	bubble(t, noStreams, func(t *testing.T, g *rig) {
-		_, err := Ensure(g.ctx, g.js, tinker, Options{})
+		_, err := Ensure(g.ctx, g.js, tinker, Options{Bridges: true})
 		require.NoError(t, err)
 		var asked []string
 		_, err = g.nc.Subscribe("$JS.API.>", func(m *nats.Msg) { asked = append(asked, m.Subject) })
@@ -70,12 +71,13 @@ func TestEnsureOnlyReadsWhereEverythingStands(t *testing.T) {
 		flush, done := context.WithTimeout(g.ctx, time.Second)
 		defer done()
 		require.NoError(t, g.nc.FlushWithContext(flush))
-		_, err = Ensure(g.ctx, g.js, tinker, Options{})
+		_, err = Ensure(g.ctx, g.js, tinker, Options{Bridges: true})
 		require.NoError(t, err)
 		synctest.Wait()
 		require.Equal(t, []string{
 			"$JS.API.STREAM.INFO.TINKER_WORK", "$JS.API.CONSUMER.INFO.TINKER_WORK.bridge", "$JS.API.STREAM.INFO.TINKER_STATES",
 			"$JS.API.STREAM.INFO.TINKER_RESULTS", "$JS.API.STREAM.INFO.TINKER_REJECTED", "$JS.API.STREAM.INFO.OBJ_TINKER_LARGE",
+			"$JS.API.STREAM.INFO.KV_TINKER_BRIDGES",
 		}, asked)
 	})
 }
@@ -235,6 +237,39 @@ func TestStreamsThatStandOtherwiseAreNamedAndLeftAlone(t *testing.T) {
 				require.ErrorAs(t, err, &mismatch)
 				require.Equal(t, c.want, mismatch.Differences)
 				require.Equal(t, before, g.standing(), "nothing is changed, and nothing that is missing is made")
+			})
+		})
+	}
+}
+
+func TestTheBucketOfBridgesKeepsTheirKeysForAsLongAsTheyCount(t *testing.T) {
+	for _, c := range []struct{ ackWait, standing, age time.Duration }{
+		{ackWait: time.Second, age: 12 * time.Second},
+		{ackWait: 2 * time.Minute, age: 250 * time.Second},
+		{ackWait: time.Hour, age: 2*time.Hour + 10*time.Second},
+		{ackWait: time.Hour, standing: 2 * time.Hour, age: 2 * time.Hour},
+		{ackWait: time.Hour, standing: time.Hour},
+	} {
+		t.Run(fmt.Sprint(c), func(t *testing.T) {
+			bubble(t, noStreams, func(t *testing.T, g *rig) {
+				_, err := Ensure(g.ctx, g.js, tinker, Options{AckWait: &c.ackWait})
+				require.NoError(t, err)
+				if c.standing > 0 {
+					_, err := g.js.CreateKeyValue(g.ctx, jetstream.KeyValueConfig{Bucket: "TINKER_BRIDGES", TTL: c.standing})
+					require.NoError(t, err, "what the library makes is no difference")
+				}
+				_, err = Ensure(g.ctx, g.js, tinker, Options{Bridges: true})
+				if c.age == 0 {
+					require.ErrorContains(t, err, "stream KV_TINKER_BRIDGES: max age is 1h0m0s, want at least 1h0m5s (AckWait and 5s)")
+					return
+				}
+				require.NoError(t, err)
+				bucket, err := g.js.KeyValue(g.ctx, "TINKER_BRIDGES")
+				require.NoError(t, err)
+				status, err := bucket.Status(g.ctx)
+				require.NoError(t, err)
+				require.Equal(t, c.age, status.TTL(), "it follows the consumer that stands")
+				require.EqualValues(t, 1, status.History())
 			})
 		})
 	}

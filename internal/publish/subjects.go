@@ -140,6 +140,7 @@ func (n Names) LargeStream() string    { return "OBJ_" + n.LargeBucket() } // th
 
 // BridgesBucket is the key-value bucket in which bridges count each other.
 func (n Names) BridgesBucket() string { return n.stream("BRIDGES") }
+func (n Names) BridgesStream() string { return "KV_" + n.BridgesBucket() } // the bucket's own
 
 // Consumer is the durable consumer of the work stream that all bridges share.
 func (n Names) Consumer() string { return "bridge" }
