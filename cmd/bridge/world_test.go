@@ -60,11 +60,12 @@ func forgetTimers() {
 func bubble(t *testing.T, test func(t *testing.T)) {
 	t.Helper()
 	forgetTimers()
+	present = time.Now().Add(time.Minute)
 	synctest.Test(t, test)
 }
 
-// present is when the tests began. The server ages messages by a clock from outside the bubble, and would throw
-// everything out that carries a bubble's own date, the year 2000.
+// present is when the latest bubble began, or a little later. The server ages messages by a clock from outside the bubble,
+// and would throw out what is as old to that as a stream allows.
 var present = time.Now()
 
 func newWorld(t *testing.T, script sim.Script, options ...sim.Option) *world {
