@@ -16,7 +16,7 @@ import (
 )
 
 type benchCmd struct {
-	Scenarios []string      `arg:"" optional:"" name:"scenario" help:"drain, waiting, latency, outage, watchers, mixed, restart; none: all of them."`
+	Scenarios []string      `arg:"" optional:"" name:"scenario" help:"drain, waiting, latency, outage, watchers, mixed, restart, streams; none: all of them."`
 	Requests  int           `name:"requests" placeholder:"N" help:"Requests in each scenario; not given: what each has by itself, 1,000 to 100,000."`
 	Duration  time.Duration `name:"duration" default:"1m" help:"How long requests are held (waiting), the upstream is down (outage) and submissions take (mixed)."`
 	Baseline  bool          `name:"baseline" help:"Drain with a hand-written loop too, turn by turn with the bridge."`
@@ -38,6 +38,8 @@ func (c *benchCmd) Help() string {
 		"watchers: polls for ten programs, beside ten programs that poll.\n\n" +
 		"mixed: jobs of exponential length, paused and failing ones; adaptive cadence beside a plain back-off.\n\n" +
 		"restart: the bridge is killed, or told to stop, and replaced.\n\n" +
+		"streams: fenced publishes on streams that hold ten records and 20 KB of each request, before and after the server is started again. " +
+		"A million requests are ten million records and take 25 GB of disk.\n\n" +
 		"It fails when a request got lost, and leaves nothing behind."
 }
 

@@ -29,6 +29,8 @@ func TestEachBenchmarkGivesItsFigures(t *testing.T) {
 			"not held, programs poll at once": {"polls of a request by the bridge", "polls of a request by 10 programs"}},
 		"mixed": {"adaptive cadence": {"polls of a request", "job done to a subscriber, p99", "polls of a request, adaptive : fixed"},
 			"fixed cadence": {"job done to a subscriber, p50"}},
+		"streams": {"warm": {"NATS server: resident memory", "states on new logs", "states on logs that stand: the NATS server's CPU"},
+			"after a restart": {"until the server serves its streams again", "results and closing records"}},
 		"restart": {"SIGKILL": {"every request is polled again after", "that is, of AckWait"}, "SIGTERM": {"every request is polled again after"}},
 	} {
 		t.Run(scenario, func(t *testing.T) {
@@ -131,7 +133,7 @@ func TestABenchmarkSaysWhatIsWrongWithItsFlags(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	for want, args := range map[string][]string{
-		`there is no scenario "drian"; give some of drain, waiting, latency, outage, watchers, mixed, restart, or none for all`: {"drian"},
+		`there is no scenario "drian"; give some of drain, waiting, latency, outage, watchers, mixed, restart, streams, or none for all`: {"drian"},
 		"--requests: 5 is not between 10 and 1000000":                                    {"--requests", "5"},
 		"--duration: 10ms is too short to measure anything; give 1s or more":             {"--duration", "10ms"},
 		"--pairs: 0 is no number of turns; give 1 or more":                               {"--baseline", "--pairs", "0"},

@@ -69,6 +69,7 @@ var scenarios = []scenario{
 	{"watchers", 1_000, watchers},
 	{"mixed", 5_000, mixed},
 	{"restart", 50_000, restart},
+	{"streams", 20_000, streams},
 }
 
 // Scenarios are the names that there are, in the order in which they are played.
