@@ -16,6 +16,7 @@ import (
 var (
 	soakSeed  = flag.Uint64("seed", 0, "play this one hour of misfortune again")
 	soakSeeds = flag.Int("seeds", 2, "how many hours of misfortune to play")
+	soakTime  = flag.Int("minutes", 60, "how many minutes an hour of misfortune has")
 	soakFor   = flag.Duration("soak", 0, "play hours of misfortune with new seeds until so much real time has passed")
 )
 
@@ -35,7 +36,7 @@ func TestAnHourOfMisfortune(t *testing.T) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			bubble(t, func(t *testing.T) { newHour(t, seed).play() })
 			if t.Failed() {
-				t.Logf("go test ./cmd/bridge -run TestAnHourOfMisfortune -seed %d", seed)
+				t.Logf("go test ./cmd/bridge -run TestAnHourOfMisfortune -seed %d -minutes %d", seed, *soakTime)
 			}
 		})
 	}
@@ -76,7 +77,7 @@ func newHour(t *testing.T, seed uint64) *hour {
 			{State: "active", For: 20 * time.Second}, {Answer: "completed", ResultBytes: 30_000, Drip: 8 * time.Second}}},
 	)
 	outage := func(with *sim.Step) sim.Outage {
-		return sim.Outage{After: time.Duration(random.IntN(50*60)) * time.Second, For: time.Duration(30+random.IntN(150)) * time.Second, With: with}
+		return sim.Outage{After: time.Duration(random.IntN(*soakTime*50)) * time.Second, For: time.Duration(30+random.IntN(150)) * time.Second, With: with}
 	}
 	script.Outages = []sim.Outage{outage(&sim.Step{Answer: "status", Status: 503}), outage(nil)}
 	script.Noise = []sim.Noise{
@@ -106,8 +107,8 @@ func (h *hour) seconds(most int) time.Duration {
 }
 
 func (h *hour) play() {
-	for minute := range 60 {
-		if minute < 50 {
+	for minute := range *soakTime {
+		if minute < *soakTime*5/6 {
 			h.submitSome(minute)
 		}
 		time.Sleep(h.seconds(60))
