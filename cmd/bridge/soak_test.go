@@ -88,7 +88,7 @@ func newHour(t *testing.T, seed uint64) *hour {
 	h.regains = true
 	// A server that is away, a bridge that is dead and a lease that is over: all of it may lie before a deadline's end.
 	h.run.DeadlineSlack = 3 * time.Minute
-	h.run.WantFaults = true
+	h.run.WantFaults, h.run.Faults = true, len(script.Outages)
 	h.run.MayLose = func(id string) bool { return strings.HasPrefix(id, "once-") }
 	for n := range h.bridges {
 		h.start(n)
