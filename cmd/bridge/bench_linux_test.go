@@ -59,7 +59,8 @@ func TestEachBenchmarkGivesItsFigures(t *testing.T) {
 				}
 				for _, name := range want[result.Case] {
 					require.Contains(t, figures, name)
-					if name != "live heap of a request" { // of so few it may be less than the garbage at the start
+					// Of so few the heap may be less than the garbage at the start, and the time of publishes less than can be told.
+					if name != "live heap of a request" && !(scenario == "streams" && strings.HasSuffix(name, "CPU")) {
 						require.Positive(t, figures[name], name)
 					}
 				}
