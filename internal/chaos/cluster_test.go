@@ -236,7 +236,7 @@ func serverKills(t *testing.T, row *Row) {
 	s.bridge("1", server.url, "--max-requests", fmt.Sprint(requests*2/3))
 	s.bridge("2", server.url, "--max-requests", fmt.Sprint(requests*2/3))
 	for kill := range kills {
-		s.submit(requests / kills)
+		s.submitFrom(kill*(requests/kills), requests/kills)
 		await(t, "some of them are polled", time.Minute, func() bool { return s.upstream.Stats().Jobs > kill*(requests/kills) })
 		server.kill()
 		server.start()

@@ -102,12 +102,18 @@ func (s *site) bridge(name, urls string, args ...string) *process {
 	return p
 }
 
-// submit hands over so many more requests and returns when all are accepted.
+// submit hands over so many requests and returns when all are accepted.
 func (s *site) submit(n int) {
+	s.t.Helper()
+	s.submitFrom(0, n)
+}
+
+// submitFrom is submit for requests whose numbers begin with first.
+func (s *site) submitFrom(first, n int) {
 	s.t.Helper()
 	c, err := client.New(s.nc, client.WithPrefix(s.names.Prefix()))
 	require.NoError(s.t, err)
-	begin, first := time.Now(), len(s.accepted)
+	begin := time.Now()
 	for r, err := range c.SubmitAll(s.t.Context(), func(yield func(client.Request) bool) {
 		for i := range n {
 			if !yield(client.Request{ID: fmt.Sprintf("req-%d", first+i)}) {
