@@ -147,10 +147,13 @@ func (s *site) stored(stream string) int {
 // settle waits until no work is left, and stops the bridges.
 func (s *site) settle(within time.Duration) {
 	s.t.Helper()
+	var work history.Work
+	defer func() { s.t.Logf("work that is left: %+v", work) }()
 	await(s.t, "no work is left", within, func() bool { // a server that was killed may have forgotten that an ack came
 		ctx, cancel := context.WithTimeout(s.t.Context(), 2*time.Second)
 		defer cancel()
-		work, err := history.ReadWork(ctx, s.js, s.names)
+		var err error
+		work, err = history.ReadWork(ctx, s.js, s.names)
 		return err == nil && work == history.Work{}
 	})
 	for _, p := range s.bridges {
