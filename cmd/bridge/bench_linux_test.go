@@ -41,6 +41,7 @@ func TestEachBenchmarkGivesItsFigures(t *testing.T) {
 			case "outage":
 				args[len(args)-1] = "3s" // waits have doubled to some seconds when it begins
 			case "drain":
+				args[3] = "1000" // so that CPU times can be told
 				args = append(args, "--baseline", "--pairs", "1", "--profile", plots)
 			}
 			var stdout bytes.Buffer

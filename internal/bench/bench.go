@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"os/exec"
 	"runtime"
 	"slices"
@@ -113,12 +114,19 @@ func Run(ctx context.Context, cfg Config, names []string) (*Report, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", s.name, err)
 		}
-		for i := range results {
-			results[i].Scenario = s.name
-		}
-		r.report.Scenarios = append(r.report.Scenarios, results...)
+		r.report.add(s.name, results)
 	}
 	return r.report, nil
+}
+
+// add takes the results of a scenario. A ratio to something too small to be measured, as the CPU time of few requests may
+// be, is no figure.
+func (r *Report) add(scenario string, results []Result) {
+	for _, result := range results {
+		result.Scenario = scenario
+		result.Figures = slices.DeleteFunc(result.Figures, func(f Figure) bool { return math.IsInf(f.Value, 0) || math.IsNaN(f.Value) })
+		r.Scenarios = append(r.Scenarios, result)
+	}
 }
 
 // share of the duration, for what a scenario needs besides it: run for a shorter time, everything is quicker.

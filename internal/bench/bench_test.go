@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -69,6 +70,17 @@ func TestRatiosAreMediansOfPairs(t *testing.T) {
 	require.Equal(t, 2., values["bridge : loop, requests/s"], "of 0.5, 2 and 4")
 	require.Equal(t, 2., values["bridge : loop, CPU"], "of 0.5, 2 and 3")
 	require.Len(t, drainFigures(bridges, nil), 5, "without a loop")
+}
+
+func TestRatiosToNothingAreNoFigures(t *testing.T) {
+	var r Report
+	r.add("drain", []Result{{Figures: drainFigures([]drained{{perSecond: 100, workerCPU: 10}}, []drained{{perSecond: 200}})}})
+	r.add("drain", []Result{{Figures: drainFigures([]drained{{perSecond: 100}}, []drained{{perSecond: 200}})}})
+	require.NoError(t, r.Print(io.Discard, true))
+	for _, result := range r.Scenarios {
+		require.Equal(t, "drain", result.Scenario)
+		require.Len(t, result.Figures, 9, "all but two")
+	}
 }
 
 func TestTheMixedScriptIsExponential(t *testing.T) {
