@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -92,7 +93,7 @@ func (p *Puller) Fetch(most int, wait time.Duration) (Batch, error) {
 		defer func() { _ = sub.Unsubscribe() }()
 		quiet := time.NewTimer(wait + time.Second) // the server says when it is over, unless it is away
 		defer quiet.Stop()
-		for got := 0; got < ask.Batch; {
+		for got, want := 0, ask.Batch; got < want; {
 			select {
 			case m := <-incoming:
 				switch {
@@ -100,9 +101,12 @@ func (p *Puller) Fetch(most int, wait time.Duration) (Batch, error) {
 					got++
 					b.messages <- m
 				case m.Header.Get("Status") != "100":
-					p.huge.Store(got == 0 && tooLarge(m))
+					want = got
+					if left, err := strconv.Atoi(m.Header.Get("Nats-Pending-Messages")); err == nil {
+						want = ask.Batch - left // with replicas the last messages wait for the followers, and this overtakes them
+					}
+					p.huge.Store(want == 0 && tooLarge(m))
 					b.fail(ended(m))
-					return
 				}
 			case <-quiet.C:
 				return
@@ -116,10 +120,10 @@ func tooLarge(m *nats.Msg) bool {
 	return strings.Contains(m.Header.Get("Description"), "Exceeds MaxBytes")
 }
 
-// ended is why the server ended a fetch before it was complete; nil: because there was no more.
+// ended is why the server ended a fetch; nil: because it was complete, or there was no more.
 func ended(m *nats.Msg) error {
 	switch status := m.Header.Get("Status"); {
-	case status == "404", status == "408", tooLarge(m):
+	case status == "404", status == "408", tooLarge(m), m.Header.Get("Description") == "Batch Completed":
 		return nil
 	case status == "503":
 		return nats.ErrNoResponders
