@@ -41,7 +41,7 @@ var brokenBridges = []broken{
 	},
 	{
 		name: "publishes with a message id and no fence", file: "internal/publish/message.go",
-		old:      "nats.ExpectedLastSubjSeqHdr: {expected},\n\t\texpectedSubjectHdr:          {subject},\n",
+		old:      "{nats.ExpectedLastSubjSeqHdr, expected},\n\t\t{expectedSubjectHdr, subject},\n",
 		scenario: "zombies/^result, until another has finished", violation: rule(history.OneResult) + "it has another",
 	},
 	{

@@ -65,7 +65,7 @@ func BenchmarkTransitionMessage(b *testing.B) {
 	p, r, tr := pure(), labelled("request-1"), paused()
 	b.ReportAllocs()
 	for b.Loop() {
-		p.transitionMessage(r, tr)
+		p.recycle(p.transitionMessage(r, tr))
 	}
 }
 

@@ -10,6 +10,7 @@ package publish
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -48,6 +49,7 @@ type Publisher struct {
 	maxInline int64
 	source    string
 	replies   *replies
+	messages  sync.Pool // of *nats.Msg with the headers of an event
 	bytes     *semaphore.Weighted
 	metrics   *Metrics
 	log       *slog.Logger
@@ -66,7 +68,8 @@ func New(cfg Config) *Publisher {
 	return &Publisher{
 		names: cfg.Names, nc: cfg.Conn, js: cfg.JetStream, maxInline: cfg.MaxInline, source: "/" + cfg.Names.Prefix(),
 		replies: newReplies(cfg.Conn, maxInFlight), bytes: semaphore.NewWeighted(maxInFlightBytes),
-		metrics: cfg.Metrics, log: cfg.Log,
+		messages: sync.Pool{New: func() any { return &nats.Msg{Header: nats.Header{}} }},
+		metrics:  cfg.Metrics, log: cfg.Log,
 	}
 }
 
@@ -87,6 +90,7 @@ func (p *Publisher) Transition(ctx context.Context, r *poll.Request, t poll.Tran
 			return false, err
 		}
 		if !ack.conflict {
+			p.recycle(msg)
 			r.LogSeq = ack.seq
 			p.metrics.events["state"].Inc()
 			return false, nil
@@ -176,6 +180,7 @@ func (p *Publisher) storeResult(ctx context.Context, r *poll.Request, result pol
 			status: string(result.Status), polls: result.Polls, elapsedMS: result.Elapsed.Milliseconds(),
 			ref: ResultRef{Stream: p.names.ResultsStream(), Seq: seq, Bytes: int64(len(body)), ContentType: msg.Header.Get(HeaderContentType)},
 		}
+		p.recycle(msg)
 		if large != nil {
 			end.ref.Object = large.Object
 		}
@@ -197,6 +202,7 @@ func (p *Publisher) close(ctx context.Context, r *poll.Request, end stored) erro
 			return err
 		}
 		if !ack.conflict {
+			p.recycle(msg)
 			p.metrics.events["closing"].Inc()
 			return nil
 		}
