@@ -2,6 +2,7 @@ package intake
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
+	"github.com/tidwall/gjson"
 )
 
 // Headers that a submitter may set; they win over the body.
@@ -101,16 +103,14 @@ func (s *Submission) parseJSON(body []byte, haveID bool) error {
 	if !json.Valid(body) {
 		return fmt.Errorf("the message begins like a JSON object but is none: %w", json.Unmarshal(body, new(json.RawMessage)))
 	}
-	fields, err := fieldsOf(body)
+	f, err := fieldsOf(body)
 	if err != nil {
 		return err
 	}
 	var id, kind *string
 	var ms *int64
-	for name, into := range map[string]any{"request_id": &id, "request_type": &kind, "timeout_ms": &ms} {
-		if err := field(fields, name, into); err != nil {
-			return err
-		}
+	if err := cmp.Or(field(f.id, "request_id", &id), field(f.kind, "request_type", &kind), field(f.timeout, "timeout_ms", &ms)); err != nil {
+		return err
 	}
 	if id == nil && !haveID {
 		return errors.New("the JSON object has no request_id")
@@ -129,42 +129,49 @@ func (s *Submission) parseJSON(body []byte, haveID bool) error {
 			return err
 		}
 	}
-	return s.parseLabels(fields["labels"])
+	return s.parseLabels(json.RawMessage(f.labels))
 }
 
-// fieldsOf are the fields of a valid JSON object. Their names are taken as they are written, and each of ours only once:
+// fields are the values of a submission's fields, as JSON; empty: not there.
+type fields struct{ id, kind, timeout, labels string }
+
+// fieldsOf reads the fields of a valid JSON object. Their names are taken as they are written, and each of ours only once:
 // the decoder of the library would take "Request_ID" too, and the last one.
-func fieldsOf(body []byte) (map[string]json.RawMessage, error) {
-	fields := make(map[string]json.RawMessage, 4)
-	dec := json.NewDecoder(bytes.NewReader(body))
-	_, err := dec.Token() // the brace
-	for err == nil && dec.More() {
-		var name json.Token
-		if name, err = dec.Token(); err != nil {
-			break
+func fieldsOf(body []byte) (f fields, err error) {
+	gjson.ParseBytes(body).ForEach(func(name, value gjson.Result) bool {
+		var into *string
+		switch name.Str {
+		case "request_id":
+			into = &f.id
+		case "request_type":
+			into = &f.kind
+		case "timeout_ms":
+			into = &f.timeout
+		case "labels":
+			into = &f.labels
+		default:
+			return true
 		}
-		var value json.RawMessage
-		if err = dec.Decode(&value); err != nil {
-			break
+		if *into != "" {
+			err = fmt.Errorf("the JSON object has the field %q twice", name.Str)
 		}
-		switch name := name.(string); name {
-		case "request_id", "request_type", "timeout_ms", "labels":
-			if _, twice := fields[name]; twice {
-				return nil, fmt.Errorf("the JSON object has the field %q twice", name)
-			}
-			fields[name] = value
-		}
-	}
-	return fields, err
+		*into = value.Raw
+		return err == nil
+	})
+	return f, err
 }
 
-func field(fields map[string]json.RawMessage, name string, into any) error {
-	raw, ok := fields[name]
-	if !ok {
+func field[T string | int64](raw, name string, into **T) error {
+	if raw == "" {
+		return nil
+	}
+	if plain, ok := any(into).(**string); ok && raw[0] == '"' && !strings.Contains(raw, `\`) {
+		text := strings.Clone(raw[1 : len(raw)-1]) // which need not keep the whole message as long as the request is held
+		*plain = &text
 		return nil
 	}
 	var wrong *json.UnmarshalTypeError
-	err := json.Unmarshal(raw, into)
+	err := json.Unmarshal([]byte(raw), into)
 	if !errors.As(err, &wrong) {
 		return err
 	}
