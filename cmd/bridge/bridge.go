@@ -179,12 +179,14 @@ func (b *bridge) checkTimeout(timeout time.Duration) error {
 // handle reads what is stored of each request before it is polled, settles those that have ended, and has the others
 // polled.
 func (b *bridge) handle(ctx context.Context, items []intake.Item) {
+	all := make([]poll.Request, len(items))
 	byID := make(map[string]int, len(items))
 	requests := make([]*poll.Request, 0, len(items))
 	for i := range items {
+		all[i] = b.request(&items[i])
 		if _, twice := byID[items[i].ID]; !twice {
 			byID[items[i].ID] = len(requests)
-			requests = append(requests, b.request(&items[i]))
+			requests = append(requests, &all[i])
 		}
 	}
 	ended, err := b.publisher.Lookup(ctx, requests)
@@ -194,22 +196,22 @@ func (b *bridge) handle(ctx context.Context, items []intake.Item) {
 		}
 		return
 	}
-	open := make([]poll.Request, 0, len(items))
+	for i := range all {
+		r, found := &all[i], requests[byID[items[i].ID]]
+		r.LogSeq, r.State.QueueState, r.State.Reason, r.State.Polls = found.LogSeq, found.State.QueueState, found.State.Reason, found.State.Polls
+	}
+	open := all[:0]
 	for i := range items {
-		n := byID[items[i].ID]
-		if ended[n] {
+		if ended[byID[items[i].ID]] {
 			items[i].Lease.Ack()
 			continue
 		}
-		r := b.request(&items[i])
-		found := requests[n]
-		r.LogSeq, r.State.QueueState, r.State.Reason, r.State.Polls = found.LogSeq, found.State.QueueState, found.State.Reason, found.State.Polls
-		open = append(open, *r)
+		open = append(open, all[i])
 	}
 	b.engine.Add(open)
 }
 
-func (b *bridge) request(item *intake.Item) *poll.Request {
+func (b *bridge) request(item *intake.Item) poll.Request {
 	timeout := item.Timeout
 	if timeout == 0 {
 		timeout = b.cfg.Timeout
@@ -218,7 +220,7 @@ func (b *bridge) request(item *intake.Item) *poll.Request {
 	if item.Type != "" || item.Traceparent != "" || item.Labels != nil {
 		about = &poll.About{Type: item.Type, Traceparent: item.Traceparent, Labels: item.Labels}
 	}
-	return &poll.Request{
+	return poll.Request{
 		ID: item.ID, About: about, Lease: item.Lease, Submitter: b.names.Submitter(item.Subject),
 		State: poll.State{Submitted: item.Submitted, Deadline: item.Submitted.Add(timeout), Redelivered: item.Redelivered},
 	}

@@ -73,7 +73,7 @@ func (s seams) handle(ctx context.Context, b *bridge, items []intake.Item) {
 	for i := range items {
 		r := b.request(&items[i])
 		if !s.unread {
-			ended, err := b.publisher.Lookup(ctx, []*poll.Request{r})
+			ended, err := b.publisher.Lookup(ctx, []*poll.Request{&r})
 			if err != nil {
 				items[i].Lease.Nak()
 				continue
@@ -84,9 +84,9 @@ func (s seams) handle(ctx context.Context, b *bridge, items []intake.Item) {
 			}
 		}
 		if s.request != nil {
-			s.request(b, r)
+			s.request(b, &r)
 		}
-		b.engine.Add([]poll.Request{*r})
+		b.engine.Add([]poll.Request{r})
 	}
 }
 

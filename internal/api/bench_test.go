@@ -55,9 +55,11 @@ func BenchmarkRetrieve(b *testing.B) {
 			b.ReportAllocs()
 			b.RunParallel(func(p *testing.PB) {
 				for p.Next() {
-					if o := c.Retrieve(b.Context(), Query{RequestID: "id"}); o.HTTPStatus != 200 {
+					o := c.Retrieve(b.Context(), Query{RequestID: "id"})
+					if o.HTTPStatus != 200 {
 						b.Error(o.Failure.Message)
 					}
+					o.Release()
 				}
 			})
 		})

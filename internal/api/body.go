@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math/bits"
 	"time"
 )
 
@@ -19,7 +20,7 @@ type body struct {
 	from  io.Reader
 	size  int64 // as announced, -1: not announced
 	most  int64 // bytes
-	room  *room // nil: without bounds
+	room  *room
 	clock *clock
 }
 
@@ -57,7 +58,9 @@ func (b *body) read(ctx context.Context, buf []byte) ([]byte, error) {
 
 // grow moves a buffer to a larger one. While there are two of them, both are in the budget.
 func (b *body) grow(ctx context.Context, buf []byte, size int64) ([]byte, error) {
-	if b.room != nil && size > freeBody {
+	if size <= freeBody {
+		size = 1 << bits.Len64(uint64(size-1)) // a buffer that fits the next body too
+	} else if b.room.budget != nil {
 		begin := time.Now()
 		b.clock.stop()
 		err := b.room.take(ctx, size)

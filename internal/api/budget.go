@@ -6,7 +6,8 @@ import (
 )
 
 // freeBody is how many bytes of each body need no room of the budget: what is pending, failed or small is never held up.
-const freeBody = 16 << 10
+// Buffers up to that size are used again.
+const freeBody = 32 << 10
 
 // budget is the memory that the bodies of all polls take together, from when they are read until their outcomes are
 // released. Where there is no room a poll waits with its answer half read, so that nothing is lost of it. One of those
@@ -31,10 +32,12 @@ func (b *budget) free() int64 {
 	return b.left - max(0, b.kept-b.ahead.bytes)
 }
 
-// room is what one poll has of a budget.
+// room is what one poll has of a budget, and of buffers that others will use.
 type room struct {
-	budget *budget
+	budget *budget // nil: without bounds
 	bytes  int64
+	buffer *[]byte // nil: none, or given back
+	pool   *sync.Pool
 }
 
 // take waits for so many bytes more. Its error is ctx's.
@@ -91,9 +94,16 @@ func (c *Client) Full() bool {
 
 // release gives back all that the poll has.
 func (r *room) release() {
-	if r != nil && r.bytes > 0 {
+	if r == nil {
+		return
+	}
+	if r.bytes > 0 {
 		r.give(r.bytes)
 	}
+	if r.buffer != nil && cap(*r.buffer) <= freeBody {
+		r.pool.Put(r.buffer)
+	}
+	r.buffer = nil
 }
 
 // Release gives back the memory of the result, which must not be used any more. Until then it counts against what the

@@ -133,3 +133,22 @@ func TestTheTimeOfAPollGoesOnAfterItsWait(t *testing.T) {
 		require.Equal(t, time.Hour+time.Minute, time.Since(begin))
 	})
 }
+
+func TestABufferThatWasReleasedHasOneNextResult(t *testing.T) {
+	polls := 0
+	budgeted(t, Config{}, func(w http.ResponseWriter, _ *http.Request) {
+		polls++
+		_, _ = io.WriteString(w, `"`+strings.Repeat(strconv.Itoa(polls), 20_000)+`"`)
+	}, func(t *testing.T, c *Client) {
+		for range 3 {
+			first := retrieve(t, c, Query{RequestID: "id"})
+			first.Release()
+			first.Release()
+			held := []Outcome{retrieve(t, c, Query{RequestID: "id"}), retrieve(t, c, Query{RequestID: "id"})}
+			for i, o := range held {
+				require.Equal(t, `"`+strings.Repeat(strconv.Itoa(polls-1+i), 20_000)+`"`, string(o.Result))
+				o.Release()
+			}
+		}
+	})
+}

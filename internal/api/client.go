@@ -240,27 +240,21 @@ func (c *Client) request(ctx context.Context, q Query, own http.Header) *http.Re
 
 func (c *Client) read(ctx context.Context, res *http.Response, clock *clock, id *identity) Outcome {
 	defer res.Body.Close()
-	body := body{from: res.Body, size: res.ContentLength, most: c.maxResult, clock: clock}
-	if c.budget != nil {
-		body.room = &room{budget: c.budget}
-	}
+	room := &room{budget: c.budget, buffer: c.buffers.Get().(*[]byte), pool: &c.buffers}
+	body := body{from: res.Body, size: res.ContentLength, most: c.maxResult, room: room, clock: clock}
 	if res.StatusCode < 200 { // the connection is another protocol's now, and has no end
 		body.from = http.NoBody
 	}
-	pooled := c.buffers.Get().(*[]byte)
-	buf, err := body.read(ctx, (*pooled)[:0])
+	buf, err := body.read(ctx, (*room.buffer)[:0])
 	if err != nil && ctx.Err() != nil && !errors.Is(err, errTooLarge) {
 		err = context.Cause(ctx) // HTTP/2 says that it was cancelled, not by what
 	}
+	*room.buffer = buf
 	o := c.classify(res, buf, err, id)
 	if o.Result != nil { // it takes the buffer along
-		o.room = body.room
-		return o
-	}
-	body.room.release()
-	if cap(buf) <= freeBody {
-		*pooled = buf
-		c.buffers.Put(pooled)
+		o.room = room
+	} else {
+		room.release()
 	}
 	return o
 }

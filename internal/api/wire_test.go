@@ -139,7 +139,7 @@ func TestAnAnswerThatBreaksOffIsNoAnswerOfItsKind(t *testing.T) {
 				got.HTTPStatus = 0
 			}
 			failure := got.Failure
-			got.Failure, got.Result, got.ContentType, got.mend = nil, nil, "", ""
+			got.Failure, got.Result, got.ContentType, got.mend, got.room = nil, nil, "", "", nil
 			require.Equal(t, c.want, got)
 			if c.want.Kind == Unreachable {
 				require.Equal(t, APIConnection, failure.Type)
