@@ -32,14 +32,20 @@ type bridge struct {
 	publisher *publish.Publisher
 	keptFor   atomic.Int64  // how long logs are kept, in nanoseconds; 0: for ever
 	fleet     *fleet.Member // nil: there is no limit to share
+
+	saying sync.Mutex
+	types  map[string]*poll.About // what submissions say that name a type and nothing else
 }
+
+// maxTypes bounds types; what comes beyond says it for each request again.
+const maxTypes = 1000
 
 // newBridge wires a bridge on streams that stand; consumer is the configuration in force.
 func newBridge(cfg *serveConfig, nc *nats.Conn, js jetstream.JetStream, consumer jetstream.ConsumerConfig,
 	retriever poll.Retriever, full func() bool, log *slog.Logger, reg prometheus.Registerer,
 ) (*bridge, error) {
 	names := cfg.names()
-	b := &bridge{cfg: cfg, names: names, js: js, nc: nc, log: log}
+	b := &bridge{cfg: cfg, names: names, js: js, nc: nc, log: log, types: make(map[string]*poll.About)}
 	b.publisher = publish.New(publish.Config{
 		Conn: nc, JetStream: js, Names: names, MaxInline: int64(cfg.MaxInlineResult),
 		Metrics: publish.NewMetrics(reg), Log: log,
@@ -216,14 +222,30 @@ func (b *bridge) request(item *intake.Item) poll.Request {
 	if timeout == 0 {
 		timeout = b.cfg.Timeout
 	}
-	var about *poll.About
-	if item.Type != "" || item.Traceparent != "" || item.Labels != nil {
-		about = &poll.About{Type: item.Type, Traceparent: item.Traceparent, Labels: item.Labels}
-	}
 	return poll.Request{
-		ID: item.ID, About: about, Lease: item.Lease, Submitter: b.names.Submitter(item.Subject),
+		ID: item.ID, About: b.about(item), Lease: item.Lease, Submitter: b.names.Submitter(item.Subject),
 		State: poll.State{Submitted: item.Submitted, Deadline: item.Submitted.Add(timeout), Redelivered: item.Redelivered},
 	}
+}
+
+// about is what an item says besides its id, once for all that name the same type and nothing else.
+func (b *bridge) about(item *intake.Item) *poll.About {
+	switch {
+	case item.Traceparent != "" || item.Labels != nil:
+		return &poll.About{Type: item.Type, Traceparent: item.Traceparent, Labels: item.Labels}
+	case item.Type == "":
+		return nil
+	}
+	b.saying.Lock()
+	defer b.saying.Unlock()
+	about := b.types[item.Type]
+	if about == nil {
+		about = &poll.About{Type: item.Type}
+		if len(b.types) < maxTypes {
+			b.types[item.Type] = about
+		}
+	}
+	return about
 }
 
 // notReady says why this bridge cannot take work; empty when it can.

@@ -163,7 +163,7 @@ func NewTransport(cfg TransportConfig) *http.Transport {
 		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
 		TLSHandshakeTimeout:   10 * time.Second,
 		ExpectContinueTimeout: time.Second,
-		IdleConnTimeout:       90 * time.Second,
+		IdleConnTimeout:       40 * time.Second,
 		MaxConnsPerHost:       cfg.MaxConns,
 		MaxIdleConnsPerHost:   cfg.MaxConns,
 		ForceAttemptHTTP2:     true,

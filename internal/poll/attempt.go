@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"futurebridge/internal/api"
@@ -52,6 +53,7 @@ func (e *Engine) poller(ctx context.Context) *poller {
 	if n := len(e.idle); n > 0 {
 		p := e.idle[n-1]
 		e.idle = e.idle[:n-1]
+		e.spare = min(e.spare, n-1)
 		return p
 	}
 	p := &poller{jobs: make(chan job, 1)}
@@ -63,6 +65,21 @@ func (e *Engine) poller(ctx context.Context) *poller {
 		}
 	}()
 	return p
+}
+
+// retire ends the pollers that were spare for long enough. It returns when to come back, next at the latest; negative is never.
+func (e *Engine) retire(next int64) int64 {
+	if now := e.now(); now-e.retired >= int64(idleFor) {
+		for _, p := range e.idle[:e.spare] {
+			close(p.jobs)
+		}
+		e.idle = slices.Delete(e.idle, 0, e.spare)
+		e.spare, e.retired = len(e.idle), now
+	}
+	if again := e.retired + int64(idleFor); len(e.idle) > 0 && (next < 0 || next > again) {
+		return again
+	}
+	return next
 }
 
 // attempt is one poll of one request with everything that follows from it, in a poller's goroutine. A poller that has

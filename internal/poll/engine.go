@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
-	"math"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -19,7 +18,8 @@ const (
 	// clockEvery is how often deadlines are compared with the wall clock apart from what is due: it may have been set
 	// forward, or have gone on while the machine slept and the monotonic clock stood.
 	clockEvery = time.Minute
-	maxEnding  = 512 // requests past their deadline that are ended at a time, beside the polls
+	maxEnding  = 512              // requests past their deadline that are ended at a time, beside the polls
+	idleFor    = 30 * time.Second // a poller that nothing needed for so long ends: polls have made its stack grow
 )
 
 // Lease is the right to poll a request, and the duty to settle it.
@@ -67,6 +67,8 @@ type Engine struct {
 	gate    *gate
 	cadence *cadence
 	idle    []*poller // last in first out: the warm ones are used first
+	spare   int       // of them, those at the front that nothing has needed
+	retired int64     // since then
 
 	adds     chan []Request
 	shares   chan int
@@ -76,6 +78,7 @@ type Engine struct {
 	draining chan struct{}
 	ended    chan struct{}
 
+	eldest *row  // of all that are held; nil: to be looked for
 	ending int   // requests past their deadline that pollers end, beside the polls that the gate counts
 	swept  int64 // when such were last looked for
 	told   phase // what the metrics say of the upstream
@@ -159,7 +162,7 @@ func (e *Engine) Run(ctx context.Context) {
 	draining := e.draining
 	wake := int64(-1) // what the timer is set to
 	for {
-		next := e.dispatch(ctx, draining == nil)
+		next := e.retire(e.dispatch(ctx, draining == nil))
 		e.tell()
 		if next != wake {
 			if wake = next; next >= 0 {
@@ -331,6 +334,9 @@ func (e *Engine) add(requests []Request, draining bool) {
 		fresh := &row{id: r.ID, about: r.About, lane: e.due.of(r.Submitter), submitted: r.State.Submitted.UnixNano()}
 		fresh.pack(r)
 		e.index[r.ID] = fresh
+		if e.eldest != nil && fresh.submitted < e.eldest.submitted {
+			e.eldest = fresh
+		}
 		e.held.Add(1)
 		e.heap.push(entry{now, fresh})
 	}
@@ -397,7 +403,9 @@ func (e *Engine) remove(r *row, how func(Lease)) {
 		how(m.Lease)
 	}
 	delete(e.index, r.id)
-	e.held.Add(-1)
+	if e.held.Add(-1); r == e.eldest {
+		e.eldest = nil
+	}
 }
 
 // giveBack hands what waits to other bridges.
@@ -413,12 +421,15 @@ func (e *Engine) giveBack() {
 }
 
 func (e *Engine) oldestHeld() time.Time {
-	oldest := int64(math.MaxInt64)
-	for _, r := range e.index {
-		oldest = min(oldest, r.submitted)
+	if e.eldest == nil {
+		for _, r := range e.index {
+			if e.eldest == nil || r.submitted < e.eldest.submitted {
+				e.eldest = r
+			}
+		}
 	}
-	if oldest == math.MaxInt64 {
+	if e.eldest == nil {
 		return time.Time{}
 	}
-	return time.Unix(0, oldest)
+	return time.Unix(0, e.eldest.submitted)
 }
