@@ -19,8 +19,8 @@ type benchCmd struct {
 	Scenarios []string      `arg:"" optional:"" name:"scenario" help:"drain, waiting, latency, outage, watchers, mixed, restart, streams; none: all of them."`
 	Requests  int           `name:"requests" placeholder:"N" help:"Requests in each scenario; not given: what each has by itself, 1,000 to 100,000."`
 	Duration  time.Duration `name:"duration" default:"1m" help:"How long requests are held (waiting), the upstream is down (outage) and submissions take (mixed)."`
-	Baseline  bool          `name:"baseline" help:"Drain with a hand-written loop too, turn by turn with the bridge."`
-	Pairs     int           `name:"pairs" default:"3" help:"Turns of bridge and loop; figures are medians."`
+	Baseline  bool          `name:"baseline" help:"Measure a hand-written loop too, in drain, waiting and latency, turn by turn with the bridge."`
+	Pairs     int           `name:"pairs" default:"3" help:"Turns of bridge and loop in drain and latency; figures are medians."`
 	JSON      bool          `name:"json" help:"Print the figures as JSON."`
 	Plot      string        `name:"plot" placeholder:"DIR" help:"Write a chart of each scenario into this directory, as SVG."`
 	Profile   string        `name:"profile" placeholder:"DIR" help:"Write CPU profiles of bridge, loop and NATS server while they drain into this directory, for go tool pprof."`
@@ -137,6 +137,9 @@ func (c *benchNATSCmd) Run(ctx context.Context, io stdio) error {
 type benchLoopCmd struct {
 	NATS     string `name:"nats" required:""`
 	Upstream string `name:"upstream" required:""`
+	MaxPolls int    `name:"max-polls" default:"1024"`
 }
 
-func (c *benchLoopCmd) Run(ctx context.Context) error { return bench.Loop(ctx, c.NATS, c.Upstream) }
+func (c *benchLoopCmd) Run(ctx context.Context) error {
+	return bench.Loop(ctx, c.NATS, c.Upstream, c.MaxPolls)
+}

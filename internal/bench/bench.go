@@ -22,7 +22,7 @@ type Config struct {
 	Requests int                                                          // in each scenario; 0: as many as it has by itself
 	Duration time.Duration                                                // how long requests are held, an outage lasts, submissions take
 	Pairs    int                                                          // turns of bridge and loop, with Baseline
-	Baseline bool                                                         // drain with a hand-written loop too
+	Baseline bool                                                         // measure a hand-written loop too
 	Profile  string                                                       // directory for CPU profiles; empty: none
 	Seed     uint64                                                       // of the upstream's jobs and results
 	Talk     io.Writer                                                    // what is going on

@@ -62,20 +62,20 @@ func TestRatiosAreMediansOfPairs(t *testing.T) {
 	bridges := []drained{{perSecond: 100, workerCPU: 10}, {perSecond: 200, workerCPU: 20}, {perSecond: 400, workerCPU: 30}}
 	loops := []drained{{perSecond: 200, workerCPU: 20}, {perSecond: 100, workerCPU: 10}, {perSecond: 100, workerCPU: 10}}
 	values := map[string]float64{}
-	for _, f := range drainFigures(bridges, loops) {
+	for _, f := range drainFigures(pairs[drained]{bridges, loops}) {
 		values[f.Name] = f.Value
 	}
 	require.Equal(t, 200., values["bridge: requests"])
 	require.Equal(t, 100., values["loop: requests"])
 	require.Equal(t, 2., values["bridge : loop, requests/s"], "of 0.5, 2 and 4")
 	require.Equal(t, 2., values["bridge : loop, CPU"], "of 0.5, 2 and 3")
-	require.Len(t, drainFigures(bridges, nil), 5, "without a loop")
+	require.Len(t, drainFigures(pairs[drained]{bridges, nil}), 5, "without a loop")
 }
 
 func TestRatiosToNothingAreNoFigures(t *testing.T) {
 	var r Report
-	r.add("drain", []Result{{Figures: drainFigures([]drained{{perSecond: 100, workerCPU: 10}}, []drained{{perSecond: 200}})}})
-	r.add("drain", []Result{{Figures: drainFigures([]drained{{perSecond: 100}}, []drained{{perSecond: 200}})}})
+	r.add("drain", []Result{{Figures: drainFigures(pairs[drained]{[]drained{{perSecond: 100, workerCPU: 10}}, []drained{{perSecond: 200}}})}})
+	r.add("drain", []Result{{Figures: drainFigures(pairs[drained]{[]drained{{perSecond: 100}}, []drained{{perSecond: 200}}})}})
 	require.NoError(t, r.Print(io.Discard, true))
 	for _, result := range r.Scenarios {
 		require.Equal(t, "drain", result.Scenario)

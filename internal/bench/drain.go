@@ -21,79 +21,50 @@ type drained struct {
 // drain empties a work stream through a bridge, with every promise on, whose upstream answers at once; with Baseline
 // through a hand-written loop too, turn by turn.
 func drain(ctx context.Context, r *run, n int) ([]Result, error) {
-	turns := 1
-	if r.Baseline {
-		turns = r.Pairs
-	}
 	c := chart{file: "drain", title: "Draining " + count(n) + " requests, upstream answers at once", x: "seconds", y: "results/s"}
 	var all []Result
 	for _, size := range []struct {
 		name  string
 		bytes int
 	}{{"200 B results", 200}, {"20 KB results", 20_000}} {
-		var bridges, loops []drained
-		for turn := range turns {
-			r.progress.begin("drain, %s: the bridge, %d of %d", size.name, turn+1, turns)
-			d, err := r.drainOnce(ctx, n, size.bytes, "TINKER_RESULTS", "serve", "--http", "none")
-			if err != nil {
-				return nil, err
-			}
-			bridges = append(bridges, d)
-			if !r.Baseline {
-				continue
-			}
-			r.progress.begin("drain, %s: the loop, %d of %d", size.name, turn+1, turns)
-			if d, err = r.drainOnce(ctx, n, size.bytes, loopStream.Name, "bench-loop"); err != nil {
-				return nil, fmt.Errorf("the loop: %w", err)
-			}
-			loops = append(loops, d)
+		p, err := pair(r, r.Pairs, "drain, "+size.name, func() (drained, error) {
+			return r.drainOnce(ctx, n, size.bytes, "TINKER_RESULTS", "serve", "--http", "none")
+		}, func() (drained, error) { return r.drainOnce(ctx, n, size.bytes, loopStream.Name, "bench-loop") })
+		if err != nil {
+			return nil, err
 		}
-		c.add("bridge, "+size.name, bridges[0].rate)
+		c.add("bridge, "+size.name, p.bridges[0].rate)
 		if r.Baseline {
-			c.add("loop, "+size.name, loops[0].rate)
+			c.add("loop, "+size.name, p.loops[0].rate)
 		}
-		all = append(all, Result{Requests: n, Case: size.name, Figures: drainFigures(bridges, loops)})
+		all = append(all, Result{Requests: n, Case: size.name, Figures: drainFigures(p)})
 	}
 	r.report.charts = append(r.report.charts, c)
 	return all, nil
 }
 
 // drainFigures are medians; ratios are medians of the pairs' ratios.
-func drainFigures(bridges, loops []drained) []Figure {
-	of := func(runs []drained, value func(drained) float64) float64 {
-		var values []float64
-		for _, d := range runs {
-			values = append(values, value(d))
-		}
-		return median(values)
-	}
+func drainFigures(p pairs[drained]) []Figure {
 	speed := func(d drained) float64 { return d.perSecond }
 	cpu := func(d drained) float64 { return d.workerCPU }
 	server := func(d drained) float64 { return d.serverCPU }
 	figures := []Figure{
-		{"bridge: requests", of(bridges, speed), "/s"},
-		{"bridge: CPU of a request", of(bridges, cpu), "µs"},
-		{"bridge: the NATS server's CPU of a request", of(bridges, server), "µs"},
-		{"bridge: peak memory", of(bridges, func(d drained) float64 { return d.workerPeak }) / mb, "MB"},
-		{"bridge: the NATS server's peak memory", of(bridges, func(d drained) float64 { return d.serverPeak }) / mb, "MB"},
+		{"bridge: requests", of(p.bridges, speed), "/s"},
+		{"bridge: CPU of a request", of(p.bridges, cpu), "µs"},
+		{"bridge: the NATS server's CPU of a request", of(p.bridges, server), "µs"},
+		{"bridge: peak memory", of(p.bridges, func(d drained) float64 { return d.workerPeak }) / mb, "MB"},
+		{"bridge: the NATS server's peak memory", of(p.bridges, func(d drained) float64 { return d.serverPeak }) / mb, "MB"},
 	}
-	if len(loops) == 0 {
+	if len(p.loops) == 0 {
 		return figures
 	}
-	ratio := func(value func(drained) float64) float64 {
-		var values []float64
-		for i := range loops {
-			values = append(values, value(bridges[i])/value(loops[i]))
-		}
-		return median(values)
-	}
 	return append(figures,
-		Figure{"loop: requests", of(loops, speed), "/s"},
-		Figure{"loop: CPU of a request", of(loops, cpu), "µs"},
-		Figure{"loop: the NATS server's CPU of a request", of(loops, server), "µs"},
-		Figure{"bridge : loop, requests/s", ratio(speed), ""},
-		Figure{"bridge : loop, CPU", ratio(cpu), ""},
-		Figure{"bridge : loop, CPU with the NATS server's", ratio(func(d drained) float64 { return d.workerCPU + d.serverCPU }), ""},
+		Figure{"loop: requests", of(p.loops, speed), "/s"},
+		Figure{"loop: CPU of a request", of(p.loops, cpu), "µs"},
+		Figure{"loop: the NATS server's CPU of a request", of(p.loops, server), "µs"},
+		Figure{"bridge : loop, requests/s", p.ratio(speed), ""},
+		Figure{"bridge : loop, CPU", p.ratio(cpu), ""},
+		Figure{"bridge : loop, CPU with the NATS server's", p.ratio(func(d drained) float64 { return d.workerCPU + d.serverCPU }), ""},
 	)
 }
 

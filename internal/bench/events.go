@@ -21,17 +21,17 @@ type heard struct {
 	nc *nats.Conn
 }
 
-// listen subscribes over a connection of its own; close ends it.
-func (s *site) listen() (*heard, error) {
+// listen subscribes to results, whose subjects end in their id, over a connection of its own.
+func (s *site) listen(subject string) (*heard, error) {
 	nc, err := nats.Connect(s.natsURL, nats.Name("bridge bench watcher"))
 	if err != nil {
 		return nil, err
 	}
 	h := &heard{at: map[string]time.Time{}, nc: nc}
-	sub, err := nc.Subscribe(s.names.Results(), func(m *nats.Msg) {
+	sub, err := nc.Subscribe(subject, func(m *nats.Msg) {
 		now := time.Now()
 		h.mu.Lock()
-		h.at[m.Header.Get("Bridge-Request-Id")] = now
+		h.at[m.Subject[strings.LastIndexByte(m.Subject, '.')+1:]] = now
 		h.mu.Unlock()
 	})
 	if err == nil {
@@ -66,46 +66,84 @@ func (h *heard) delays(stats sim.Stats, since func(sim.IDStats) time.Time) (seco
 // longPolls is how many polls an upstream holds at a time in latency.
 const longPolls = 500
 
+// timed is how long results took on their way, in seconds.
+type timed struct {
+	delays             []float64
+	polls, pollsAtOnce float64 // polls: of a request
+}
+
+func (t timed) p50() float64 { return quantile(t.delays, 0.5) }
+func (t timed) p99() float64 { return quantile(t.delays, 0.99) }
+
 // latency tells how long a result travels from the upstream's send to a live subscriber, while the upstream holds as
-// many polls as it gets.
+// many polls as it gets; with Baseline by a hand-written loop too, turn by turn.
 func latency(ctx context.Context, r *run, n int) ([]Result, error) {
-	r.progress.begin("latency: %s requests, %d long polls at a time", count(n), longPolls)
+	most := []string{"--max-polls", fmt.Sprint(longPolls)}
+	p, err := pair(r, r.Pairs, fmt.Sprintf("latency: %s requests, %d long polls at a time", count(n), longPolls), func() (timed, error) {
+		return r.latencyOnce(ctx, n, "TINKER_RESULTS", "tinker.result.*", append([]string{"serve", "--http", "none"}, most...)...)
+	}, func() (timed, error) {
+		return r.latencyOnce(ctx, n, loopStream.Name, loopResults+"*", append([]string{"bench-loop"}, most...)...)
+	})
+	if err != nil {
+		return nil, err
+	}
+	name := fmt.Sprintf("%.0f long polls", p.bridges[0].pollsAtOnce)
+	c := chart{file: "latency", title: "From the upstream's send to a live subscriber, " + name, x: "milliseconds", y: "% of results", bars: true}
+	c.histogram(p.bridges[0].delays)
+	r.report.charts = append(r.report.charts, c)
+	figures := []Figure{
+		{"upstream's send to a subscriber, p50", 1e3 * of(p.bridges, timed.p50), "ms"},
+		{"upstream's send to a subscriber, p99", 1e3 * of(p.bridges, timed.p99), "ms"},
+		{"polls of a request", of(p.bridges, func(t timed) float64 { return t.polls }), ""},
+	}
+	if len(p.loops) > 0 {
+		figures = append(figures,
+			Figure{"loop: upstream's send to a subscriber, p50", 1e3 * of(p.loops, timed.p50), "ms"},
+			Figure{"loop: upstream's send to a subscriber, p99", 1e3 * of(p.loops, timed.p99), "ms"},
+			Figure{"bridge : loop, p50", p.ratio(timed.p50), ""},
+			Figure{"bridge : loop, p99", p.ratio(timed.p99), ""},
+		)
+	}
+	return []Result{{Requests: n, Case: name, Figures: figures}}, nil
+}
+
+// latencyOnce has a worker, which is this program with these arguments, publish to a stream and these subjects.
+func (r *run) latencyOnce(ctx context.Context, n int, stream, subjects string, args ...string) (t timed, err error) {
 	s, err := r.newSite(ctx, fmt.Sprintf(`{"seed":%d,"style":{"hold":"30s"},"profiles":[
 		{"name":"held","steps":[{"state":"active","for":"1s","spread":"1s"},{"answer":"completed"}]}]}`, r.Seed), publish.Options{})
 	if err != nil {
-		return nil, err
+		return t, err
 	}
 	defer s.close()
-	h, err := s.listen()
+	if _, err := s.js.CreateStream(ctx, loopStream); err != nil {
+		return t, err
+	}
+	h, err := s.listen(subjects)
 	if err != nil {
-		return nil, err
+		return t, err
 	}
 	defer h.nc.Close()
-	if _, err = s.serve(ctx, "--max-polls", fmt.Sprint(longPolls)); err != nil {
-		return nil, err
+	if _, err = s.start(ctx, append(args, "--nats", s.natsURL, "--upstream", s.url)...); err != nil {
+		return t, err
 	}
 	if err := s.submit(ctx, n, 0); err != nil {
-		return nil, err
+		return t, err
 	}
 	long := 2 * time.Second * time.Duration(1+n/longPolls)
 	if err := s.await(ctx, "results heard", long, n, h.count); err != nil {
-		return nil, err
+		return t, err
 	}
-	if err := s.awaitResults(ctx, 0, s.names.ResultsStream(), n); err != nil {
-		return nil, err
+	if err := s.awaitResults(ctx, 0, stream, n); err != nil {
+		return t, err
 	}
 	stats, err := s.stats(true)
 	if err != nil {
-		return nil, err
+		return t, err
 	}
-	delays := h.delays(stats, func(id sim.IDStats) time.Time { return id.Delivered })
-	c := chart{file: "latency", title: fmt.Sprintf("From the upstream's send to a live subscriber, %d long polls", stats.MaxPollsNow), x: "milliseconds", y: "% of results", bars: true}
-	c.histogram(delays)
-	r.report.charts = append(r.report.charts, c)
-	return []Result{{Requests: n, Case: fmt.Sprintf("%d long polls", stats.MaxPollsNow), Figures: append(
-		quantiles("upstream's send to a subscriber", delays),
-		Figure{"polls of a request", float64(stats.Polls) / float64(n), ""},
-	)}}, nil
+	return timed{
+		delays: h.delays(stats, func(id sim.IDStats) time.Time { return id.Delivered }),
+		polls:  float64(stats.Polls) / float64(n), pollsAtOnce: float64(stats.MaxPollsNow),
+	}, nil
 }
 
 func quantiles(name string, seconds []float64) []Figure {
@@ -157,9 +195,12 @@ func outage(ctx context.Context, r *run, n int) ([]Result, error) {
 	c.add("polls/s", perSecond(curve(taken, 0, polls)))
 	c.addRight("requests waiting", curve(taken, 0, holds))
 	r.report.charts = append(r.report.charts, c)
+	finding := min(5*time.Second, r.Duration/2)
 	ideal := float64(n) / float64(rate)
 	return []Result{{Requests: n, Case: fmt.Sprintf("503 for %v, then %d polls/s", r.Duration, rate), Figures: []Figure{
-		{"polls while the upstream is down", within(polls, after, up) / r.Duration.Seconds(), "/s"},
+		{"polls while the upstream is down, on average", within(polls, after, up) / r.Duration.Seconds(), "/s"},
+		{fmt.Sprintf("polls of the first %v, that find it out", finding), within(polls, after, after+finding), ""},
+		{"polls from then on, until it is up", within(polls, after+finding, up) / (r.Duration - finding).Seconds(), "/s"},
 		{"refused (429) after it, of all polls", 100 * within(refused, up, end) / within(polls, up, end), "%"},
 		{"99 % answered after", (answered - up).Seconds(), "s"},
 		{"that is, of requests ÷ the upstream's rate", (answered - up).Seconds() / ideal, ""},
@@ -194,7 +235,7 @@ func (r *run) mixedOnce(ctx context.Context, n int, mean time.Duration, cadence 
 		return nil, nil, err
 	}
 	defer s.close()
-	h, err := s.listen()
+	h, err := s.listen(s.names.Results())
 	if err != nil {
 		return nil, nil, err
 	}

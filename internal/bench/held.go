@@ -16,89 +16,142 @@ const mb = 1e6
 // waits is the script of an upstream whose jobs never end, and that wants to be asked every five minutes.
 const waits = `{"seed":%d,"profiles":[{"name":"waits","steps":[{"state":"active","retry_after_s":300}]}]}`
 
-// hold has a new bridge hold n requests that have been polled once.
-func (s *site) hold(ctx context.Context, n int, b *bridge) error {
+// hold has a new bridge, or loop, hold n requests that have been polled once.
+func (s *site) hold(ctx context.Context, n int, polled func() (int, error)) error {
 	if err := s.submit(ctx, n, 0); err != nil {
 		return err
 	}
-	return s.await(ctx, "requests polled once", 0, n, b.metric(pendings))
+	return s.await(ctx, "requests polled once", 0, n, polled)
 }
 
-// waiting has one bridge hold requests that wait for their next poll, and tells what that costs.
+// holding is what it costs to take requests, and to hold them: memory in bytes, CPU time in seconds.
+type holding struct {
+	taking, over        time.Duration
+	start, taken, later spent
+	heap                float64 // that lives; of a bridge alone
+	held, rate          []float64
+}
+
+// resident is the memory of a request.
+func (h *holding) resident(n int) float64 {
+	return (h.later.worker.resident - h.start.worker.resident) / float64(n)
+}
+func (h *holding) workerCPU() float64 {
+	return (h.later.worker.cpu - h.taken.worker.cpu) / h.over.Seconds()
+}
+func (h *holding) serverCPU() float64 {
+	return (h.later.server.cpu - h.taken.server.cpu) / h.over.Seconds()
+}
+
+// waiting has one bridge hold requests that wait for their next poll, and tells what that costs; with Baseline a
+// hand-written loop too.
 func waiting(ctx context.Context, r *run, n int) ([]Result, error) {
-	r.progress.begin("waiting: %s requests are handed over", count(n))
+	p, err := pair(r, 1, fmt.Sprintf("waiting: %s requests are handed over", count(n)),
+		func() (holding, error) { return r.waitingOnce(ctx, n, true) },
+		func() (holding, error) { return r.waitingOnce(ctx, n, false) })
+	if err != nil {
+		return nil, err
+	}
+	b := &p.bridges[0]
+	c := chart{file: "waiting", title: count(n) + " requests that wait", x: "seconds", y: "requests held", right: "polls/s"}
+	c.add("requests held", b.held)
+	c.addRight("polls/s", b.rate)
+	r.report.charts = append(r.report.charts, c)
+	figures := []Figure{
+		{"live heap of a request", b.heap / float64(n), "B"},
+		{"resident memory of a request", b.resident(n), "B"},
+		{"bridge: CPU while they wait", 100 * b.workerCPU(), "% of a core"},
+		{"NATS server: CPU while they wait", 100 * b.serverCPU(), "% of a core"},
+		{"bridge: resident memory", b.later.worker.resident / mb, "MB"},
+		{"NATS server: resident memory", b.later.server.resident / mb, "MB"},
+		{"submitted, taken and polled once", float64(n) / b.taking.Seconds(), "/s"},
+		{"bridge: CPU of a request that is taken and polled once", 1e6 * (b.taken.worker.cpu - b.start.worker.cpu) / float64(n), "µs"},
+		{"NATS server: CPU of a request that is submitted and taken", 1e6 * (b.taken.server.cpu - b.start.server.cpu) / float64(n), "µs"},
+	}
+	for _, l := range p.loops {
+		figures = append(figures,
+			Figure{"loop: resident memory of a request", l.resident(n), "B"},
+			Figure{"loop: CPU while they wait", 100 * l.workerCPU(), "% of a core"},
+			Figure{"loop: the NATS server's CPU while they wait", 100 * l.serverCPU(), "% of a core"},
+			Figure{"bridge : loop, resident memory of a request", b.resident(n) / l.resident(n), ""},
+			Figure{"bridge : loop, CPU while they wait", b.workerCPU() / l.workerCPU(), ""},
+			Figure{"bridge : loop, the NATS server's CPU while they wait", b.serverCPU() / l.serverCPU(), ""},
+		)
+	}
+	return []Result{{Requests: n, Case: "held by one bridge", Figures: figures}}, nil
+}
+
+// waitingOnce has a new bridge, or a loop, take n requests and hold them.
+func (r *run) waitingOnce(ctx context.Context, n int, bridged bool) (h holding, err error) {
 	s, err := r.newSite(ctx, fmt.Sprintf(waits, r.Seed), publish.Options{MaxAckPending: &n})
 	if err != nil {
-		return nil, err
+		return h, err
 	}
 	defer s.close()
-	b, err := s.serve(ctx, "--max-requests", fmt.Sprint(n))
-	if err != nil {
-		return nil, err
+	var b *bridge // nil: it is the loop
+	var worker *process
+	if bridged {
+		if b, err = s.serve(ctx, "--max-requests", fmt.Sprint(n)); err == nil {
+			worker = b.process
+		}
+	} else {
+		worker, err = s.start(ctx, "bench-loop", "--nats", s.natsURL, "--upstream", s.url)
 	}
-	before, err := b.metrics()
 	if err != nil {
-		return nil, err
+		return h, err
 	}
-	first, err := s.spent(b.process)
-	if err != nil {
-		return nil, err
+	if h.start, err = s.spent(worker); err != nil {
+		return h, err
 	}
 	begin := time.Since(s.begin)
 	sampling := s.sample(ctx, time.Second, b) // an answer with metrics costs the bridge CPU
-	if err := s.hold(ctx, n, b); err != nil {
-		return nil, err
+	polled := func() (int, error) {
+		stats, err := s.stats(false)
+		return stats.Polls, err
 	}
-	taking := time.Since(s.begin) - begin
-	full, err := b.metrics()
-	if err != nil {
-		return nil, err
+	if err := s.hold(ctx, n, polled); err != nil {
+		return h, err
 	}
-	then, err := s.spent(b.process)
-	if err != nil {
-		return nil, err
+	full := time.Since(s.begin)
+	h.taking = full - begin
+	if h.taken, err = s.spent(worker); err != nil {
+		return h, err
 	}
 	r.progress.begin("waiting: %s requests are held for %v", count(n), r.Duration)
 	since := time.Now()
 	if err := s.await(ctx, "seconds", r.Duration, int(math.Ceil(r.Duration.Seconds())), func() (int, error) {
 		return int(time.Since(since).Seconds()), nil
 	}); err != nil {
-		return nil, err
+		return h, err
 	}
-	over := time.Since(since).Seconds()
-	after, err := b.metrics()
-	if err != nil {
-		return nil, err
-	}
-	now, err := s.spent(b.process)
-	if err != nil {
-		return nil, err
-	}
-	if int(after[held]) != n {
-		return nil, fmt.Errorf("the bridge holds %v requests of %d", after[held], n)
+	h.over = time.Since(since)
+	if h.later, err = s.spent(worker); err != nil {
+		return h, err
 	}
 	taken := sampling.stop(begin)
-	heap := after[allocated] // with garbage, when there was no collection meanwhile
+	consumer, err := s.js.Consumer(ctx, s.names.WorkStream(), s.names.Consumer())
+	if err != nil {
+		return h, err
+	}
+	if held := consumer.CachedInfo().NumAckPending; held != n {
+		return h, fmt.Errorf("%d requests of %d are held", held, n)
+	}
+	if bridged {
+		h.heap, h.held, h.rate = heapOf(taken, full), curve(taken, begin, holds), perSecond(curve(taken, begin, polls))
+	}
+	return h, nil
+}
+
+// heapOf is what lives of what came since the first sample, by collections since a time.
+func heapOf(taken []sample, since time.Duration) float64 {
+	heap := taken[len(taken)-1].metrics[allocated] // with garbage, when there was no collection meanwhile
+	before := valueAt(taken, since, func(s sample) float64 { return s.metrics[collected] })
 	for _, one := range taken {
-		if one.metrics[collected] > full[collected] {
+		if one.at > since && one.metrics[collected] > before+1 {
 			heap = min(heap, one.metrics[live])
 		}
 	}
-	c := chart{file: "waiting", title: count(n) + " requests that wait", x: "seconds", y: "requests held", right: "polls/s"}
-	c.add("requests held", curve(taken, begin, holds))
-	c.addRight("polls/s", perSecond(curve(taken, begin, polls)))
-	r.report.charts = append(r.report.charts, c)
-	return []Result{{Requests: n, Case: "held by one bridge", Figures: []Figure{
-		{"live heap of a request", (heap - before[allocated]) / float64(n), "B"},
-		{"resident memory of a request", (now.worker.resident - first.worker.resident) / float64(n), "B"},
-		{"bridge: CPU while they wait", 100 * (now.worker.cpu - then.worker.cpu) / over, "% of a core"},
-		{"NATS server: CPU while they wait", 100 * (now.server.cpu - then.server.cpu) / over, "% of a core"},
-		{"bridge: resident memory", now.worker.resident / mb, "MB"},
-		{"NATS server: resident memory", now.server.resident / mb, "MB"},
-		{"submitted, taken and polled once", float64(n) / taking.Seconds(), "/s"},
-		{"bridge: CPU of a request that is taken and polled once", 1e6 * (then.worker.cpu - first.worker.cpu) / float64(n), "µs"},
-		{"NATS server: CPU of a request that is submitted and taken", 1e6 * (then.server.cpu - first.server.cpu) / float64(n), "µs"},
-	}}}, nil
+	return heap - taken[0].metrics[allocated]
 }
 
 // restart tells how long it takes until a bridge that starts in place of another has polled all that the other held:
@@ -136,7 +189,7 @@ func (r *run) restartOnce(ctx context.Context, n int, ackWait time.Duration, sig
 	if err != nil {
 		return 0, nil, err
 	}
-	if err := s.hold(ctx, n, first); err != nil {
+	if err := s.hold(ctx, n, first.metric(pendings)); err != nil {
 		return 0, nil, err
 	}
 	begin := time.Since(s.begin)

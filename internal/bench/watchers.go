@@ -80,7 +80,7 @@ func (w *watch) bridge(ctx context.Context) (float64, error) {
 	defer s.close()
 	var subscribers []*heard
 	for range watching {
-		h, err := s.listen()
+		h, err := s.listen(s.names.Results())
 		if err != nil {
 			return 0, err
 		}
