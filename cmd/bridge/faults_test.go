@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -29,9 +30,13 @@ import (
 // TestEachFaultOfTheUpstreamIsOutlived plays every row of the table: to a request that never gets anything else, to one
 // that gets it once, and beside requests that have an upstream without faults.
 func TestEachFaultOfTheUpstreamIsOutlived(t *testing.T) {
-	t.Run("all at once", func(t *testing.T) { strike(t, concurrent()) })
-	for _, fault := range append(http2Faults(), outages()...) {
-		t.Run(fault.name, func(t *testing.T) { strike(t, []upstreamFault{fault}) })
+	t.Run("all at once", func(t *testing.T) { strike(t, "http/1.1", concurrent()) })
+	t.Run("all at once over HTTP/2", func(t *testing.T) { strike(t, "h2", overHTTP2()) })
+	for _, fault := range http2Faults() {
+		t.Run(fault.name, func(t *testing.T) { strike(t, "h2", []upstreamFault{fault}) })
+	}
+	for _, fault := range outages() {
+		t.Run(fault.name, func(t *testing.T) { strike(t, "http/1.1", []upstreamFault{fault}) })
 	}
 }
 
@@ -44,12 +49,17 @@ func concurrent() []upstreamFault {
 	return all
 }
 
+// overHTTP2 are those of them that are no matter of the protocol below.
+func overHTTP2() []upstreamFault {
+	return slices.DeleteFunc(concurrent(), func(f upstreamFault) bool { return f.says == nil })
+}
+
 const (
 	outage   = 2 * time.Minute        // how long a fault that strikes everybody lasts
 	patience = outage - 5*time.Second // how long a request waits that gets nothing else
 )
 
-func strike(t *testing.T, faults []upstreamFault) {
+func strike(t *testing.T, protocol string, faults []upstreamFault) {
 	var seen evidence
 	ends := map[string]history.Record{}
 	bubble(t, func(t *testing.T) {
@@ -61,7 +71,7 @@ func strike(t *testing.T, faults []upstreamFault) {
 		f := &faulty{sim: w.sim, polls: map[string]int{}}
 		f.fault = func(id string, n int) *upstreamFault {
 			if first.everybody {
-				if first.http1 != nil && time.Since(begin) < outage {
+				if (first.says != nil || first.http1 != nil) && time.Since(begin) < outage {
 					return &first
 				}
 				return nil
@@ -72,16 +82,14 @@ func strike(t *testing.T, faults []upstreamFault) {
 			}
 			return nil
 		}
-		secure := first.tls != nil || first.http2 != nil || strings.Contains(first.name, "TLS")
+		secure := first.tls != nil || protocol == "h2" || strings.Contains(first.name, "TLS")
 		if secure {
 			f.tls = func() *tls.Config {
 				if first.tls != nil && time.Since(begin) < outage {
 					return first.tls()
 				}
 				config := certified(upstreamHost, time.Hour)
-				if first.http2 != nil {
-					config.NextProtos = []string{"h2"}
-				}
+				config.NextProtos = []string{protocol}
 				return config
 			}
 		}

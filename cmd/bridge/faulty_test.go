@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -25,6 +26,7 @@ type faulty struct {
 	tls  func() *tls.Config                                     // nil: plain
 	// fault is what the n-th poll of an id gets, from 0; nil: an answer of the simulator.
 	fault func(id string, n int) *upstreamFault
+	wait  func(id string, n int) // before it is answered; nil: at once
 
 	mu      sync.Mutex
 	polls   map[string]int
@@ -51,29 +53,31 @@ func (f *faulty) note(what string) {
 	f.strange = append(f.strange, what)
 }
 
-func (f *faulty) connect() net.Conn {
-	return f.talk(func(l *line) {
-		if f.tls != nil {
-			secure := tls.Server(l.conn, f.tls())
-			if secure.Handshake() != nil {
-				return
-			}
-			defer secure.Close()
-			l.conn = secure
-			if secure.ConnectionState().NegotiatedProtocol == "h2" {
-				serveHTTP2(f, secure)
-				return
-			}
+func (f *faulty) connect() net.Conn { return f.talk((*line).greet) }
+
+// serve is this server on real sockets, until the listener is closed.
+func (f *faulty) serve(listener net.Listener) {
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			return
 		}
-		l.serve()
-	})
+		f.count(1)
+		go func() {
+			defer f.count(-1)
+			defer conn.Close()
+			l := &line{f: f, conn: conn, reset: func() { _ = conn.(*net.TCPConn).SetLinger(0) }}
+			l.greet()
+		}()
+	}
 }
 
 // talk is a new connection to this server, which does what it is told on it.
 func (f *faulty) talk(does func(*line)) net.Conn {
 	ours, theirs := net.Pipe()
 	buffered := &eager{theirs, make(chan []byte, 256), nil}
-	l := &line{f: f, conn: buffered, reset: new(atomic.Bool)}
+	reset := new(atomic.Bool)
+	l := &line{f: f, conn: buffered, reset: func() { reset.Store(true) }}
 	f.count(1)
 	go buffered.read()
 	go func() {
@@ -81,7 +85,7 @@ func (f *faulty) talk(does func(*line)) net.Conn {
 		defer theirs.Close()
 		does(l)
 	}()
-	return &resettable{ours, l.reset}
+	return &resettable{ours, reset}
 }
 
 func (f *faulty) count(n int) {
@@ -93,9 +97,12 @@ func (f *faulty) count(n int) {
 // next is the fault of this poll.
 func (f *faulty) next(id string) (fault *upstreamFault, n int) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	n = f.polls[id]
 	f.polls[id]++
+	f.mu.Unlock()
+	if f.wait != nil {
+		f.wait(id, n)
+	}
 	return f.fault(id, n), n
 }
 
@@ -115,9 +122,25 @@ func (f *faulty) answer(r *http.Request, body string) *http.Response {
 type line struct {
 	f     *faulty
 	conn  net.Conn // TLS is taken off
-	reset *atomic.Bool
-	n     int  // polls of the same id before this one
-	ended bool // by a fault
+	reset func()   // makes the end of the connection one by RST
+	ended bool     // by a fault
+}
+
+// greet finds out what the other side speaks, and answers in it.
+func (l *line) greet() {
+	if l.f.tls != nil {
+		secure := tls.Server(l.conn, l.f.tls())
+		if secure.Handshake() != nil {
+			return
+		}
+		defer secure.Close()
+		l.conn = secure
+		if secure.ConnectionState().NegotiatedProtocol == "h2" {
+			serveHTTP2(l.f, secure)
+			return
+		}
+	}
+	l.serve()
 }
 
 func (l *line) serve() {
@@ -131,9 +154,12 @@ func (l *line) serve() {
 		if err != nil {
 			return
 		}
-		var fault *upstreamFault
-		if fault, l.n = l.f.next(requestID(body)); fault != nil {
-			fault.http1(l)
+		if fault, n := l.f.next(requestID(body)); fault != nil {
+			if fault.says != nil {
+				l.tell(fault.says(n))
+			} else {
+				fault.http1(l)
+			}
 			continue
 		}
 		if l.f.answer(r, string(body)).Write(l.conn) != nil {
@@ -148,6 +174,30 @@ func requestID(body []byte) string {
 	}
 	_ = json.Unmarshal(body, &query)
 	return query.RequestID
+}
+
+// saying is a whole answer.
+type saying struct {
+	status, header, body string // header: lines
+	endless              bool   // the body comes again and again, until the other side has left
+	missing              int    // bytes that are announced but do not come
+}
+
+func (s saying) always(int) *saying { return &s }
+
+// tell gives an answer.
+func (l *line) tell(s *saying) {
+	length := fmt.Sprintf("Content-Length: %d\r\n", len(s.body)+s.missing)
+	if s.endless {
+		length = ""
+	}
+	ok := l.say("HTTP/1.1 " + s.status + "\r\n" + s.header + length + "\r\n" + s.body)
+	for ok && s.endless {
+		ok = l.say(s.body)
+	}
+	if s.missing > 0 {
+		l.listen()
+	}
 }
 
 // say writes to the connection, and reports whether the other side still takes it.
@@ -171,7 +221,7 @@ func (l *line) hangUp() {
 
 // breakOff ends the connection as RST does.
 func (l *line) breakOff() {
-	l.reset.Store(true)
+	l.reset()
 	l.hangUp()
 }
 

@@ -24,9 +24,9 @@ func TestMemoryIsBoundedUnderAllFaultsAtOnce(t *testing.T) {
 		perPoll = 64 << 10 // connection, headers, decompression, and what is free of each body
 	)
 	faults := concurrent()
-	large := headOnly + "Content-Length: 1000000\r\n\r\n" + strings.Repeat(" ", 900_000)
+	large := saying{status: "200 OK", body: strings.Repeat(" ", 900_000), missing: 100_000}.always
 	for range len(faults) / 2 {
-		faults = append(faults, upstreamFault{name: "a large body that stalls", ends: "timed_out", http1: func(l *line) { l.say(large); l.listen() }})
+		faults = append(faults, upstreamFault{name: "a large body that stalls", ends: "timed_out", says: large})
 	}
 	peak := watchHeap(t)
 	var before, most uint64

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -23,9 +22,11 @@ import (
 type upstreamFault struct {
 	name string
 
-	// Of these one is set: what is done to a poll, over either protocol, or to a connection before there is any.
+	// Of these one is set: the answer to a request's n-th poll, from 0, which both protocols have; what is done to a poll
+	// by one of them; or what is done to a connection before there is any poll.
+	says  func(n int) *saying
 	http1 func(*line)
-	http2 func(*http2Line) error
+	http2 func(l *http2Line, stream uint32) error
 	dial  func(ctx context.Context, f *faulty) (net.Conn, error)
 	tls   func() *tls.Config
 
@@ -56,9 +57,8 @@ const (
 )
 
 // says is a fault that is a whole answer.
-func says(status, header, body string) func(*line) {
-	text := "HTTP/1.1 " + status + "\r\n" + header + "Content-Length: " + strconv.Itoa(len(body)) + "\r\n\r\n" + body
-	return func(l *line) { l.say(text) }
+func says(status, header, body string) func(int) *saying {
+	return saying{status: status, header: header, body: body}.always
 }
 
 // cut is a fault that says something and hangs up.
@@ -101,6 +101,8 @@ func connections() []upstreamFault {
 	}
 	body := headOnly + "Content-Length: 39\r\n\r\n" + completed[:20]
 	chunked := headOnly + "Transfer-Encoding: chunked\r\n\r\n"
+	stalls := lost("a body that stalls", nil, "context deadline exceeded")
+	stalls.says = saying{status: "200 OK", body: completed[:20], missing: 19}.always
 	return []upstreamFault{
 		lost("reset before the answer", reset(""), "connection reset by peer"),
 		lost("reset within the headers", reset("HTTP/1.1 200 OK\r\nContent-"), "malformed MIME header"),
@@ -115,7 +117,7 @@ func connections() []upstreamFault {
 			http1: func(l *line) { l.say(headOnly + "X-Slow: "); l.drip() },
 		},
 		lost("a body, a byte a second for ever", func(l *line) { l.say(headOnly + "Content-Length: 1000000\r\n\r\n"); l.drip() }, "context deadline exceeded"),
-		lost("a body that stalls", func(l *line) { l.say(body); l.listen() }, "context deadline exceeded"),
+		stalls,
 		lost("a body shorter than its Content-Length", cut(body), "unexpected EOF"),
 		{
 			name: "a body without Content-Length, cut", http1: cut(headOnly + "\r\n" + completed[:20]),
@@ -133,7 +135,7 @@ func connections() []upstreamFault {
 
 func bodies() []upstreamFault {
 	answer := func(name, header, body string, kind api.Kind, cause string) upstreamFault {
-		f := upstreamFault{name: name, http1: says("200 OK", header, body), kind: kind, cause: cause, ends: "failed"}
+		f := upstreamFault{name: name, says: says("200 OK", header, body), kind: kind, cause: cause, ends: "failed"}
 		switch kind {
 		case api.Malformed:
 			f.polls = 10
@@ -145,7 +147,7 @@ func bodies() []upstreamFault {
 		return f
 	}
 	taken := func(name, header, body, result string) upstreamFault {
-		return upstreamFault{name: name, http1: says("200 OK", header, body), kind: api.Completed, ends: "completed", polls: 1, body: result}
+		return upstreamFault{name: name, says: says("200 OK", header, body), kind: api.Completed, ends: "completed", polls: 1, body: result}
 	}
 	const limit = "the limit for results of this bridge"
 	const packed = "Content-Encoding: gzip\r\n"
@@ -157,7 +159,7 @@ func bodies() []upstreamFault {
 		answer("1 GiB in 1 MiB of gzip", packed, zipped(strings.Repeat(" ", 1<<20), 1<<10), api.Refused, limit),
 		answer("a body over the limit", "", strings.Repeat(" ", 2<<20), api.Refused, limit),
 		{
-			name: "a body without an end", http1: flood(headOnly+"\r\n", strings.Repeat(" ", 4<<10)),
+			name: "a body without an end", says: saying{status: "200 OK", body: strings.Repeat(" ", 4<<10), endless: true}.always,
 			kind: api.Refused, cause: limit, ends: "failed", polls: 1,
 		},
 		answer("an announced size beyond all integers", "", `{"status":"complete_metadata","response_payload_size":`+digits+`}`, api.Refused, limit),
@@ -173,16 +175,16 @@ func bodies() []upstreamFault {
 		taken("numbers of 400 digits", "", `{"status":"completed","result":`+digits+`}`, digits),
 		taken("the result of another request", "", `{"status":"completed","request_id":"another","result":7}`, "7"),
 		{
-			name: "a queue state of another request", http1: says("200 OK", "", `{"type":"try_again","request_id":"another","queue_state":"active"}`),
+			name: "a queue state of another request", says: says("200 OK", "", `{"type":"try_again","request_id":"another","queue_state":"active"}`),
 			kind: api.Pending, ends: "timed_out",
 		},
 		{
 			name: "another answer to each poll", kind: api.Pending, also: []api.Kind{api.NotFound, api.Failed, api.ServerFault}, ends: "failed", polls: 15,
-			http1: func(l *line) {
-				[]func(*line){
+			says: func(n int) *saying {
+				return []func(int) *saying{
 					says("200 OK", "", pending), says("404 Not Found", "", `{"detail":"unknown"}`),
 					says("200 OK", "", `{"status":"failed","error":"no GPU","category":"server"}`), says("500 Oops", "", "x"),
-				}[l.n%4](l)
+				}[n%4](n)
 			},
 		},
 	}
@@ -190,13 +192,13 @@ func bodies() []upstreamFault {
 
 func statuses() []upstreamFault {
 	refused := func(name, status, header string) upstreamFault {
-		return upstreamFault{name: name, http1: says(status, header, ""), kind: api.Malformed, cause: "", ends: "failed", polls: 10}
+		return upstreamFault{name: name, says: says(status, header, ""), kind: api.Malformed, cause: "", ends: "failed", polls: 10}
 	}
 	all := []upstreamFault{
-		{name: "an error page of a proxy", http1: says("502 Bad Gateway", "Content-Type: text/html\r\n", "<html>502</html>"), kind: api.ServerFault, cause: "Bad Gateway: <html>502</html>", ends: "timed_out"},
-		{name: "the same status 500 for ever", http1: says("500 Oops", "", "trace"), kind: api.ServerFault, cause: "Internal Server Error: trace", ends: "failed", polls: 10},
+		{name: "an error page of a proxy", says: says("502 Bad Gateway", "Content-Type: text/html\r\n", "<html>502</html>"), kind: api.ServerFault, cause: "Bad Gateway: <html>502</html>", ends: "timed_out"},
+		{name: "the same status 500 for ever", says: says("500 Oops", "", "trace"), kind: api.ServerFault, cause: "Internal Server Error: trace", ends: "failed", polls: 10},
 		{
-			name: "a refusal that repeats the API key", http1: says("403 Forbidden", "", `{"detail":"no `+faultsKey+`"}`),
+			name: "a refusal that repeats the API key", says: says("403 Forbidden", "", `{"detail":"no `+faultsKey+`"}`),
 			kind: api.Refused, cause: "no [redacted]", ends: "failed", polls: 1,
 		},
 	}
@@ -222,13 +224,13 @@ func statuses() []upstreamFault {
 		},
 		named(refused("no content, 204", "204 No Content", ""), "the body is empty"),
 		upstreamFault{
-			name: "part of a result, 206", http1: says("206 Partial Content", "Content-Type: application/x-protobuf\r\nContent-Range: bytes 0-3/9\r\n", "half"),
+			name: "part of a result, 206", says: says("206 Partial Content", "Content-Type: application/x-protobuf\r\nContent-Range: bytes 0-3/9\r\n", "half"),
 			kind: api.Malformed, cause: "it is a part only", ends: "failed", polls: 10,
 		},
 		named(refused("not modified, 304", "304 Not Modified", ""), "Not Modified"),
 		named(refused("a status that is none, 999", "999 Request denied", ""), "HTTP status 999"),
 		upstreamFault{
-			name: "cookies", http1: says("200 OK", "Set-Cookie: session=1; Path=/\r\n", pending),
+			name: "cookies", says: says("200 OK", "Set-Cookie: session=1; Path=/\r\n", pending),
 			kind: api.Pending, ends: "timed_out",
 		},
 	)
@@ -241,7 +243,7 @@ func waits() []upstreamFault {
 			header += "Retry-After: " + v + "\r\n"
 		}
 		return upstreamFault{
-			name: "Retry-After: " + name, http1: says("503 Busy", header, ""), kind: api.ServerFault, cause: "Service Unavailable",
+			name: "Retry-After: " + name, says: says("503 Busy", header, ""), kind: api.ServerFault, cause: "Service Unavailable",
 			ends: "timed_out", wait: wait, odd: true,
 		}
 	}
@@ -262,46 +264,40 @@ func waits() []upstreamFault {
 
 // http2Faults happen on a connection that polls of other requests share.
 func http2Faults() []upstreamFault {
-	broken := func(name string, does func(*http2Line) error, cause string) upstreamFault {
+	broken := func(name string, does func(*http2Line, uint32) error, cause string) upstreamFault {
 		return upstreamFault{name: name, http2: does, kind: api.Unreachable, lost: true, cause: cause, hint: "look at the network", ends: "timed_out"}
 	}
 	ok := http.Header{"Content-Type": {"application/json"}}
 	return []upstreamFault{
-		broken("HTTP/2: RST_STREAM before the answer", func(l *http2Line) error {
-			return l.framer.WriteRSTStream(l.stream, http2.ErrCodeInternal)
+		broken("HTTP/2: RST_STREAM before the answer", func(l *http2Line, stream uint32) error {
+			return l.framer.WriteRSTStream(stream, http2.ErrCodeInternal)
 		}, "INTERNAL_ERROR"),
-		broken("HTTP/2: RST_STREAM within the body", func(l *http2Line) error {
-			if err := l.head(200, ok); err != nil {
+		broken("HTTP/2: RST_STREAM within the body", func(l *http2Line, stream uint32) error {
+			if err := l.head(stream, "200", ok); err != nil {
 				return err
 			}
-			if err := l.framer.WriteData(l.stream, false, []byte(completed[:20])); err != nil {
+			if err := l.framer.WriteData(stream, false, []byte(completed[:20])); err != nil {
 				return err
 			}
-			return l.framer.WriteRSTStream(l.stream, http2.ErrCodeCancel)
+			return l.framer.WriteRSTStream(stream, http2.ErrCodeCancel)
 		}, "CANCEL"),
-		broken("HTTP/2: GOAWAY for the poll in flight", func(l *http2Line) error {
-			if err := l.framer.WriteGoAway(l.stream, http2.ErrCodeInternal, nil); err != nil {
+		broken("HTTP/2: GOAWAY for the poll in flight", func(l *http2Line, stream uint32) error {
+			if err := l.framer.WriteGoAway(stream, http2.ErrCodeInternal, nil); err != nil {
 				return err
 			}
 			return net.ErrClosed
 		}, "http2: "),
-		broken("HTTP/2: a connection that is dead, its pings without answer", func(l *http2Line) error {
+		broken("HTTP/2: a connection that is dead, its pings without answer", func(l *http2Line, stream uint32) error {
 			l.mute = true
 			return nil
 		}, "client connection lost"),
-		broken("HTTP/2: a body that stalls", func(l *http2Line) error {
-			if err := l.head(200, ok); err != nil {
-				return err
-			}
-			return l.framer.WriteData(l.stream, false, []byte(completed[:20]))
-		}, "context deadline exceeded"),
-		broken("HTTP/2: more window than there can be", func(l *http2Line) error {
+		broken("HTTP/2: more window than there can be", func(l *http2Line, stream uint32) error {
 			return l.framer.WriteWindowUpdate(0, 1<<31-1)
 		}, "FLOW_CONTROL_ERROR"),
-		broken("HTTP/2: headers without end", func(l *http2Line) error {
-			err := l.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: l.stream, BlockFragment: l.large()})
+		broken("HTTP/2: headers without end", func(l *http2Line, stream uint32) error {
+			err := l.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: l.large()})
 			for err == nil {
-				err = l.framer.WriteContinuation(l.stream, false, l.large())
+				err = l.framer.WriteContinuation(stream, false, l.large())
 			}
 			return err
 		}, "PROTOCOL_ERROR"),
@@ -322,7 +318,7 @@ func outages() []upstreamFault {
 		return upstreamFault{name: name, everybody: true, tls: config, kind: api.Unreachable, cause: cause, hint: "that this machine trusts who signed", ends: "timed_out"}
 	}
 	answered := func(name, status, body string, kind api.Kind) upstreamFault {
-		return upstreamFault{name: name, everybody: true, http1: says(status, "", body), kind: kind, ends: "timed_out"}
+		return upstreamFault{name: name, everybody: true, says: says(status, "", body), kind: kind, ends: "timed_out"}
 	}
 	return []upstreamFault{
 		down("connection refused", "connection refused", "nothing listens there", refusing(os.NewSyscallError("connect", syscall.ECONNREFUSED))),
