@@ -49,7 +49,7 @@ type serveConfig struct {
 	NotFoundGrace time.Duration `name:"not-found-grace" group:"requests" default:"10s" help:"How long \"not found\" must last before it is believed."`
 	DrainTimeout  time.Duration `name:"drain-timeout" group:"requests" default:"30s" help:"How long polls in flight may take to end when the bridge stops."`
 
-	MaxPolls           int           `name:"max-polls" group:"polling" default:"1024" help:"Polls in flight, of this bridge."`
+	MaxPolls           int           `name:"max-polls" group:"polling" default:"1024" help:"Polls in flight, of this bridge. Each takes up to 80 KiB, beside its body."`
 	PollsPerSecond     float64       `name:"polls-per-second" group:"polling" default:"0" help:"Polls a second, by all bridges together; 0 is no fixed limit: what the upstream takes is learnt from its answers."`
 	PollTimeout        time.Duration `name:"poll-timeout" group:"polling" default:"65s" help:"How long one poll may take. Longer than the upstream holds a poll."`
 	BackoffInitial     time.Duration `name:"backoff-initial" group:"polling" default:"500ms" help:"First wait between two polls of a request; it doubles."`

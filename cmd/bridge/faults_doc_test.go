@@ -42,7 +42,9 @@ answer, to one that gets it once, and beside requests that get none. Of every on
 - Connections and goroutines are given back. Nothing is sent to another host than the upstream, and no cookie.
 - The log has one warning, ` + "`a fault of the upstream`" + `, with the request, the cause and what to do. While the same goes on, it has one
   more a minute, with how many there were; then one line when it was gone for a minute. The API key is in none of them.
-- Memory stays within ` + "`--result-memory`" + ` and about 64 KiB for each poll in flight (` + "`TestMemoryIsBoundedUnderAllFaultsAtOnce`" + `).
+- Memory stays bounded when a thousand polls meet all of them at the same moment. What is resident beyond the start is at most
+  ` + "`--result-memory`" + `, 80 KiB for each of ` + "`--max-polls`" + ` and 32 MiB of garbage, over HTTP/1.1 and over HTTP/2
+  (` + "`TestAProcessStaysWithinItsMemory`" + `).
 
 *Counts as* is the label of ` + "`bridge_polls_total`" + `. *May lose* says that an upstream which hands results out once may have handed one out to
 that poll. *Ends as* is what becomes of a request that gets nothing else. A poll that counts as ` + "`no_answer`" + ` is as good as pending: the

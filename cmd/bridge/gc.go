@@ -1,9 +1,10 @@
 package main
 
 import (
-	"context"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
+	"sync"
 	"time"
 )
 
@@ -11,33 +12,37 @@ const (
 	garbageLeast = 32 << 20 // bytes of garbage that may always gather
 	garbageShare = 4        // beyond that, a quarter of what lives
 
-	memoryEvery = 5 * time.Second
-	quietTrims  = 4       // looks from one trim to the next at least: a collection each
-	trimLeast   = 8 << 20 // bytes that are worth one,
-	trimShare   = 8       // and an eighth of what lives
+	trimEvery  = 20 * time.Second // at most: each trim is a collection
+	trimLooks  = 5 * time.Second  // nothing is done that long before one
+	trimLeast  = 8 << 20          // bytes that are worth it,
+	trimShare  = 8                // and an eighth of what lives
+	leastWhole = 4 << 20          // what the runtime takes its percentage of at least
 )
 
 // memory is what the runtime says of the heap, in bytes.
 type memory struct {
 	live      uint64 // at the end of the last collection
-	objects   uint64 // with garbage
+	roots     uint64 // stacks and globals, which the percentage is of, too
+	objects   uint64 // what lives and garbage
 	free      uint64 // not in use, and not given back to the system
 	allocated uint64 // since the process began
 }
 
 func readMemory() memory {
-	sample := []metrics.Sample{
-		{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/objects:bytes"},
-		{Name: "/memory/classes/heap/free:bytes"}, {Name: "/gc/heap/allocs:bytes"},
+	of := []metrics.Sample{
+		{Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"}, {Name: "/gc/scan/globals:bytes"},
+		{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/free:bytes"}, {Name: "/gc/heap/allocs:bytes"},
 	}
-	metrics.Read(sample)
-	return memory{sample[0].Value.Uint64(), sample[1].Value.Uint64(), sample[2].Value.Uint64(), sample[3].Value.Uint64()}
+	metrics.Read(of)
+	return memory{
+		live: of[0].Value.Uint64(), roots: of[1].Value.Uint64() + of[2].Value.Uint64(),
+		objects: of[3].Value.Uint64(), free: of[4].Value.Uint64(), allocated: of[5].Value.Uint64(),
+	}
 }
 
 // percent is GOGC: garbage has room in proportion to what lives.
 func (m memory) percent() int {
-	live := max(m.live, 4<<20)
-	return int(max(garbageLeast, live/garbageShare) * 100 / live)
+	return int(max(garbageLeast, m.live/garbageShare) * 100 / max(m.live+m.roots, leastWhole))
 }
 
 // trims reports whether memory is to be given back to the system: there is much of it, and since the look before nothing
@@ -48,36 +53,68 @@ func (m memory) trims(before memory) bool {
 	return quiet && spare > max(trimLeast, m.live/trimShare)
 }
 
-// tuneGC keeps the collector's work and the garbage's room in proportion until ctx ends. By its default of doubling, a
+// tuneGC keeps the collector's work and the garbage's room in proportion until stop. By its default of doubling, a
 // bridge with little to hold would collect dozens of times a second while it works, each time through the stacks of
 // all pollers; and one that holds very much would keep as much room again for garbage. What a burst took is given back
 // after it.
-func tuneGC(ctx context.Context) {
+func tuneGC() (stop func()) {
 	before := debug.SetGCPercent(100)
 	if before != 100 { // somebody has set GOGC, and means it
 		debug.SetGCPercent(before)
-		return
+		return func() {}
 	}
-	defer debug.SetGCPercent(before)
-	percent := 100
-	tick := time.NewTicker(memoryEvery)
+	t := &tuner{percent: 100, stopped: make(chan struct{})}
+	t.tune(0)
+	var trimming sync.WaitGroup
+	trimming.Go(t.trim)
+	return sync.OnceFunc(func() {
+		close(t.stopped)
+		trimming.Wait()
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		debug.SetGCPercent(before)
+	})
+}
+
+type tuner struct {
+	mu      sync.Mutex
+	percent int
+	stopped chan struct{}
+}
+
+// tune sets the room until the next collection, which calls it again: had it to wait for a timer, what lives could grow
+// many times over meanwhile, and the garbage with it.
+func (t *tuner) tune(int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	select {
+	case <-t.stopped:
+		return
+	default:
+	}
+	if want := readMemory().percent(); 10*want > 11*t.percent || 10*want < 9*t.percent { // each change stops the world for a moment
+		debug.SetGCPercent(want)
+		t.percent = want
+	}
+	runtime.AddCleanup(&struct{ _ [64]byte }{}, t.tune, 0)
+}
+
+// trim gives memory back until the tuner is stopped.
+func (t *tuner) trim() {
+	tick := time.NewTicker(trimLooks)
 	defer tick.Stop()
-	last := readMemory()
-	for trimmed := 0; ; trimmed++ {
-		m := readMemory()
-		if want := m.percent(); 10*want > 11*percent || 10*want < 9*percent { // each change stops the world for a moment
-			debug.SetGCPercent(want)
-			percent = want
-		}
-		if trimmed >= quietTrims && m.trims(last) {
-			debug.FreeOSMemory()
-			trimmed = 0
-		}
-		last = m
+	trimmed := time.Now()
+	for last := readMemory(); ; {
 		select {
 		case <-tick.C:
-		case <-ctx.Done():
+		case <-t.stopped:
 			return
 		}
+		m := readMemory()
+		if time.Since(trimmed) >= trimEvery && m.trims(last) {
+			debug.FreeOSMemory()
+			trimmed = time.Now()
+		}
+		last = m
 	}
 }

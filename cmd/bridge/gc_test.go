@@ -1,7 +1,10 @@
 package main
 
 import (
+	"runtime"
+	"runtime/metrics"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -13,6 +16,31 @@ func TestGarbageHasRoomInProportionToWhatLives(t *testing.T) {
 	for live, percent := range map[uint64]int{0: 800, 4 << 20: 800, 32 << 20: 100, 64 << 20: 50, 128 << 20: 25, 4 << 30: 25} {
 		require.Equal(t, percent, memory{live: live}.percent(), live)
 	}
+	require.Equal(t, 80, memory{live: 32 << 20, roots: 8 << 20}.percent())
+}
+
+// What lives may grow many times over in a moment: the room for garbage must not grow with it.
+func TestTheRoomForGarbageFollowsWhatLivesAtOnce(t *testing.T) {
+	stop := tuneGC()
+	defer stop()
+	room := func() uint64 {
+		of := []metrics.Sample{{Name: "/gc/heap/goal:bytes"}, {Name: "/gc/heap/live:bytes"}}
+		metrics.Read(of)
+		return of[0].Value.Uint64() - of[1].Value.Uint64()
+	}
+	for _, live := range []int{1 << 20, 200 << 20, 20 << 20} {
+		held := make([]byte, live)
+		runtime.GC()
+		most := uint64(max(garbageLeast, live/garbageShare)) * 5 / 4
+		require.Eventually(t, func() bool { return room() <= most }, time.Minute, time.Millisecond, "%d bytes live, room for %d of garbage", live, room())
+		require.Greater(t, room(), most/2, "but it is not scarce")
+		runtime.KeepAlive(held)
+	}
+	stop()
+	runtime.GC()
+	percent := []metrics.Sample{{Name: "/gc/gogc:percent"}}
+	metrics.Read(percent)
+	require.EqualValues(t, 100, percent[0].Value.Uint64())
 }
 
 func TestMemoryIsGivenBackWhenThereIsMuchAndNothingWantsItSoon(t *testing.T) {

@@ -15,18 +15,23 @@ import (
 	"futurebridge/internal/api/sim"
 )
 
+// perPoll is what a poll in flight takes beside the room of its body: connection, headers, decompression, what is free of
+// each body, and what HTTP/2 sends ahead.
+const perPoll = 80 << 10
+
+// aLargeBodyThatStalls keeps all that it may have.
+var aLargeBodyThatStalls = upstreamFault{ends: "timed_out", says: saying{status: "200 OK", body: strings.Repeat(" ", 900_000), missing: 100_000}.always}
+
 // TestMemoryIsBoundedUnderAllFaultsAtOnce has a thousand polls meet all faults of the table together, and bodies that stop
 // just before their end, beside an upstream that hands its large results out once.
 func TestMemoryIsBoundedUnderAllFaultsAtOnce(t *testing.T) {
 	const (
-		polls   = 1000
-		memory  = 16 << 20
-		perPoll = 64 << 10 // connection, headers, decompression, and what is free of each body
+		polls  = 1000
+		memory = 16 << 20
 	)
 	faults := concurrent()
-	large := saying{status: "200 OK", body: strings.Repeat(" ", 900_000), missing: 100_000}.always
 	for range len(faults) / 2 {
-		faults = append(faults, upstreamFault{name: "a large body that stalls", ends: "timed_out", says: large})
+		faults = append(faults, aLargeBodyThatStalls)
 	}
 	peak := watchHeap(t)
 	var before, most uint64

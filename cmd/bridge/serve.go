@@ -51,9 +51,7 @@ func (c *serveCmd) Run(ctx context.Context, io stdio) error {
 	signal.Notify(hangUps, syscall.SIGHUP)
 	defer signal.Stop(hangUps)
 
-	tuning, stopTuning := context.WithCancel(context.Background())
-	defer stopTuning()
-	go tuneGC(tuning)
+	defer tuneGC()()
 
 	state := newReadiness("starting")
 	registry := prometheus.NewRegistry()

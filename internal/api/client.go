@@ -174,7 +174,7 @@ func NewTransport(cfg TransportConfig) *http.Transport {
 			SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second,
 			// What arrives for a poll that waits for memory is memory too. The connection's own window stays large: polls
 			// that wait must not hold up those that share it.
-			MaxReceiveBufferPerStream: 128 << 10,
+			MaxReceiveBufferPerStream: 64 << 10,
 		},
 	}
 	if cfg.Proxy != nil {
