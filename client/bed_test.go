@@ -4,85 +4,86 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net"
 	"os"
-	"runtime"
-	"sync/atomic"
+	"slices"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server/ats"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"futurebridge/internal/api"
-	"futurebridge/internal/embedded"
 	"futurebridge/internal/poll"
 	"futurebridge/internal/publish"
+	"futurebridge/internal/testbed"
 )
 
-func TestMain(m *testing.M) {
-	// The server's process-wide clock goroutine must not be born inside a bubble, where it would never end.
-	ats.Register()
-	code := m.Run()
-	ats.Unregister()
-	if err := goleak.Find(); code == 0 && err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { testbed.Main(m) }
 
 type testingT interface {
-	require.TestingT
-	Helper()
+	testbed.T
 	Context() context.Context
 }
 
 // BridgeForExamples is a NATS server on which a bridge has finished the request "req-1" and failed "req-2".
 func BridgeForExamples() (nc *nats.Conn, stop func()) {
-	dir, err := os.MkdirTemp("", "example")
-	if err != nil {
-		panic(err)
-	}
-	b := newBed(exampleT{}, dir)
+	t := &exampleT{}
+	b := newBed(t)
 	b.state("req-1", "queued")
 	b.state("req-1", "running")
 	b.complete("req-1", `{"loss":0.25}`)
 	b.fail("req-2", poll.Failed)
-	return b.nc, func() { b.close(); _ = os.RemoveAll(dir) }
+	return b.nc, t.end
 }
 
-type exampleT struct{}
+// exampleT is in the place of the testing.T that an example has not.
+type exampleT struct{ cleanups []func() }
 
-func (exampleT) Errorf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }
-func (exampleT) FailNow()                          {}
-func (exampleT) Helper()                           {}
-func (exampleT) Context() context.Context          { return context.Background() }
+func (*exampleT) Errorf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }
+func (*exampleT) FailNow()                          {}
+func (*exampleT) Helper()                           {}
+func (*exampleT) Context() context.Context          { return context.Background() }
+func (t *exampleT) Cleanup(f func())                { t.cleanups = append(t.cleanups, f) }
+
+func (t *exampleT) TempDir() string {
+	dir, err := os.MkdirTemp("", "example")
+	if err != nil {
+		panic(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func (t *exampleT) end() {
+	for _, cleanup := range slices.Backward(t.cleanups) {
+		cleanup()
+	}
+}
 
 const maxInline = 64 << 10
 
 // bed is a NATS server with a bridge's streams, and a hand that writes what a bridge would.
 type bed struct {
-	t      testingT
-	dir    string
-	server atomic.Pointer[embedded.Server]
-	nc     *nats.Conn
-	js     jetstream.JetStream
-	names  publish.Names
+	*testbed.Server
+	t     testingT
+	nc    *nats.Conn
+	js    jetstream.JetStream
+	names publish.Names
 
 	publisher *publish.Publisher
 	held      map[string]*poll.Request
 }
 
-func newBed(t testingT, dir string) *bed {
-	// nats.go keeps timers in a sync.Pool; one of another test's bubble is fatal here. Two collections empty it.
-	runtime.GC()
-	runtime.GC()
-	b := &bed{t: t, dir: dir}
-	b.start()
+// bubble runs a test in virtual time.
+func bubble(t *testing.T, test func(t *testing.T, b *bed)) {
+	t.Helper()
+	testbed.Bubble(t, func(t *testing.T) { test(t, newBed(t)) })
+}
+
+func newBed(t testingT) *bed {
+	testbed.ForgetTimers()
+	b := &bed{t: t, Server: testbed.NewServer(t, nil), held: map[string]*poll.Request{}}
 	b.nc = b.connect()
 	var err error
 	b.js, err = jetstream.New(b.nc)
@@ -92,30 +93,12 @@ func newBed(t testingT, dir string) *bed {
 	_, err = publish.Ensure(t.Context(), b.js, b.names, publish.Options{})
 	require.NoError(t, err)
 	b.publisher = publish.New(publish.Config{Conn: b.nc, JetStream: b.js, Names: b.names, MaxInline: maxInline})
-	b.held = map[string]*poll.Request{}
 	return b
 }
 
-func (b *bed) start() {
-	s, err := embedded.Start(embedded.Options{StoreDir: b.dir})
-	require.NoError(b.t, err)
-	b.server.Store(s)
-}
-
-func (b *bed) stop() { b.server.Load().Shutdown() }
-
-func (b *bed) close() {
-	b.nc.Close()
-	b.stop()
-}
-
-// InProcessConn reaches whichever server runs at the moment.
-func (b *bed) InProcessConn() (net.Conn, error) { return b.server.Load().InProcess().InProcessConn() }
-
+// connect is as programs connect by default: what they publish during an outage is kept.
 func (b *bed) connect() *nats.Conn {
-	nc, err := nats.Connect("", nats.InProcessServer(b), nats.MaxReconnects(-1), nats.ReconnectWait(100*time.Millisecond))
-	require.NoError(b.t, err)
-	return nc
+	return b.Connect(nats.ReconnectBufSize(nats.DefaultReconnectBufSize))
 }
 
 func (b *bed) client(opts ...Option) *Client {

@@ -7,7 +7,6 @@ import (
 	"io"
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -19,10 +18,7 @@ import (
 )
 
 func TestAResultIsFoundOnceItIsStored(t *testing.T) {
-	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
-		b := newBed(t, dir)
-		defer b.close()
+	bubble(t, func(t *testing.T, b *bed) {
 		c := b.client()
 		id := "a.b *>/ü"
 		_, err := c.Result(t.Context(), id)
@@ -64,10 +60,7 @@ func TestAResultIsFoundOnceItIsStored(t *testing.T) {
 }
 
 func TestWhatNoBridgeWroteIsNoResultAndHidesNone(t *testing.T) {
-	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
-		b := newBed(t, dir)
-		defer b.close()
+	bubble(t, func(t *testing.T, b *bed) {
 		c, nc := b.client(), b.connect()
 		defer nc.Close()
 		intrude := func() {
@@ -99,8 +92,7 @@ func TestWhatNoBridgeWroteIsNoResultAndHidesNone(t *testing.T) {
 }
 
 func TestALargeResultComesFromTheObjectStoreAndIsChecked(t *testing.T) {
-	b := newBed(t, t.TempDir()) // the object store reads through a pipe with real deadlines
-	defer b.close()
+	b := newBed(t) // the object store reads through a pipe with real deadlines
 	c := b.client()
 	data := bytes.Repeat([]byte("0123456789abcdef"), 64<<10)
 	b.complete("big", string(data))
@@ -135,10 +127,7 @@ func TestALargeResultComesFromTheObjectStoreAndIsChecked(t *testing.T) {
 }
 
 func TestWaitReturnsAtOnceWhenTheResultComes(t *testing.T) {
-	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
-		b := newBed(t, dir)
-		defer b.close()
+	bubble(t, func(t *testing.T, b *bed) {
 		c := b.client()
 		begin := time.Now()
 		stored := make(chan struct{})
@@ -164,18 +153,15 @@ func TestWaitReturnsAtOnceWhenTheResultComes(t *testing.T) {
 }
 
 func TestWaitFindsAResultThatCameDuringAnOutage(t *testing.T) {
-	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
-		b := newBed(t, dir)
-		defer b.close()
+	bubble(t, func(t *testing.T, b *bed) {
 		waiter := b.connect()
 		defer waiter.Close()
 		c, err := New(waiter)
 		require.NoError(t, err)
 		ended := make(chan struct{})
-		time.AfterFunc(time.Minute, b.stop)
+		time.AfterFunc(time.Minute, b.Stop)
 		time.AfterFunc(3*time.Minute, func() {
-			b.start()
+			b.Start()
 			for !b.nc.IsConnected() {
 				time.Sleep(10 * time.Millisecond)
 			}
@@ -195,10 +181,7 @@ func TestWaitFindsAResultThatCameDuringAnOutage(t *testing.T) {
 }
 
 func TestWhereNoBridgeIsEverythingSaysSo(t *testing.T) {
-	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
-		b := newBed(t, dir)
-		defer b.close()
+	bubble(t, func(t *testing.T, b *bed) {
 		c := b.client(WithPrefix("other"))
 		require.ErrorIs(t, c.Submit(t.Context(), Request{ID: "a"}), ErrNoBridge)
 		_, err := c.Result(t.Context(), "a")

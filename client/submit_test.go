@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -13,10 +12,7 @@ import (
 )
 
 func TestASubmissionIsStoredAsItWasMeant(t *testing.T) {
-	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
-		b := newBed(t, dir)
-		defer b.close()
+	bubble(t, func(t *testing.T, b *bed) {
 		c := b.client()
 		require.NoError(t, c.Submit(t.Context(), Request{ID: "plain"}))
 		require.NoError(t, c.Submit(t.Context(), Request{
@@ -57,10 +53,7 @@ func TestARequestThatCannotBeOneIsNotSent(t *testing.T) {
 type fakeJetStream struct{ jetstream.JetStream }
 
 func TestOneBadRequestOfManyStopsNothing(t *testing.T) {
-	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
-		b := newBed(t, dir)
-		defer b.close()
+	bubble(t, func(t *testing.T, b *bed) {
 		requests := func(yield func(Request) bool) {
 			for i := range 2000 {
 				id := fmt.Sprint("r", i)
@@ -90,17 +83,14 @@ func TestOneBadRequestOfManyStopsNothing(t *testing.T) {
 }
 
 func TestSubmissionsOutliveARestartOfTheServer(t *testing.T) {
-	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
-		b := newBed(t, dir)
-		defer b.close()
+	bubble(t, func(t *testing.T, b *bed) {
 		c := b.client()
 		n := 0
 		requests := func(yield func(Request) bool) {
 			for i := range 50 {
 				if i == 25 {
-					b.stop()
-					time.AfterFunc(5*time.Second, b.start)
+					b.Stop()
+					time.AfterFunc(5*time.Second, b.Start)
 				}
 				if !yield(Request{ID: fmt.Sprint("r", i)}) {
 					return
@@ -116,10 +106,7 @@ func TestSubmissionsOutliveARestartOfTheServer(t *testing.T) {
 }
 
 func TestSubmittingEndsWithItsContext(t *testing.T) {
-	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
-		b := newBed(t, dir)
-		defer b.close()
+	bubble(t, func(t *testing.T, b *bed) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		block := make(chan struct{})

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -21,10 +20,7 @@ func line(e Event) string {
 }
 
 func TestAWatchOfSomeIDsEndsWhenAllAreClosed(t *testing.T) {
-	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
-		b := newBed(t, dir)
-		defer b.close()
+	bubble(t, func(t *testing.T, b *bed) {
 		b.state("a", "queued")
 		b.state("other", "queued")
 		b.state("b.b", "queued")
@@ -51,10 +47,7 @@ func TestAWatchOfSomeIDsEndsWhenAllAreClosed(t *testing.T) {
 }
 
 func TestAWatchOfManyIDsNeedsNoFilters(t *testing.T) {
-	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
-		b := newBed(t, dir)
-		defer b.close()
+	bubble(t, func(t *testing.T, b *bed) {
 		var ids []string
 		for i := range maxFilters + 1 {
 			ids = append(ids, fmt.Sprint("r", i))
@@ -72,10 +65,7 @@ func TestAWatchOfManyIDsNeedsNoFilters(t *testing.T) {
 }
 
 func TestAWatchOfAllRunsUntilItsContextEnds(t *testing.T) {
-	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
-		b := newBed(t, dir)
-		defer b.close()
+	bubble(t, func(t *testing.T, b *bed) {
 		b.state("old", "queued")
 		time.Sleep(time.Hour)
 		since := time.Now()
@@ -110,10 +100,7 @@ func TestAWatchOfAllRunsUntilItsContextEnds(t *testing.T) {
 }
 
 func TestAWatchSeesEveryEventOnceThroughRestartsAndLostConsumers(t *testing.T) {
-	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
-		b := newBed(t, dir)
-		defer b.close()
+	bubble(t, func(t *testing.T, b *bed) {
 		watcher := b.connect()
 		defer watcher.Close()
 		c, err := New(watcher)
@@ -124,9 +111,9 @@ func TestAWatchSeesEveryEventOnceThroughRestartsAndLostConsumers(t *testing.T) {
 				time.Sleep(7 * time.Second)
 				switch i % 10 {
 				case 3:
-					b.stop()
+					b.Stop()
 					time.Sleep(20 * time.Second)
-					b.start()
+					b.Start()
 					for !b.nc.IsConnected() {
 						time.Sleep(10 * time.Millisecond)
 					}

@@ -16,10 +16,11 @@ import (
 
 	"futurebridge/internal/api/sim"
 	"futurebridge/internal/publish"
+	"futurebridge/internal/testbed"
 )
 
 func TestEveryRequestGetsItsStatesAndOneResult(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, everyday())
 		w.bridge("bridge-1")
 		w.bridge("bridge-2")
@@ -46,7 +47,7 @@ func TestEveryRequestGetsItsStatesAndOneResult(t *testing.T) {
 }
 
 func TestASubmissionSaysHowItWantsToBePolled(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, sim.Script{Profiles: []sim.Profile{{Name: "never", Steps: []sim.Step{{State: "active"}}}}})
 		w.bridge("bridge-1")
 		begin := time.Now()
@@ -70,7 +71,7 @@ func TestASubmissionSaysHowItWantsToBePolled(t *testing.T) {
 }
 
 func TestWhatIsNoRequestIsRejectedAndHarmsNoOther(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, sim.Script{})
 		w.bridge("bridge-1")
 		bad := map[uint64]string{}
@@ -96,7 +97,7 @@ func TestWhatIsNoRequestIsRejectedAndHarmsNoOther(t *testing.T) {
 
 // A log has to outlive its request: what asks for a longer time than logs are kept is told so.
 func TestWhatWouldOutliveItsLogIsRejected(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, sim.Script{})
 		age := time.Hour
 		_, err := publish.Ensure(t.Context(), w.js, w.names, publish.Options{StatesMaxAge: &age})
@@ -131,7 +132,7 @@ func TestWhatWouldOutliveItsLogIsRejected(t *testing.T) {
 func TestAConsumerThatIsDeletedUnderPollsInFlightLosesNothing(t *testing.T) {
 	for _, bridges := range []int{1, 2} {
 		t.Run(fmt.Sprint(bridges, " bridges"), func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testbed.Bubble(t, func(t *testing.T) {
 				script := once(job(3 * time.Minute))
 				script.Style.Hold = 45 * time.Second
 				w := newWorld(t, script)
@@ -152,7 +153,7 @@ func TestAConsumerThatIsDeletedUnderPollsInFlightLosesNothing(t *testing.T) {
 }
 
 func TestAConsumerWithoutALimitIsFetchedFrom(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, sim.Script{})
 		_, err := publish.Ensure(t.Context(), w.js, w.names, publish.Options{})
 		require.NoError(t, err)
@@ -169,7 +170,7 @@ func TestAConsumerWithoutALimitIsFetchedFrom(t *testing.T) {
 }
 
 func TestAFinishedIDIsNotPolledAgain(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, sim.Script{Style: sim.Style{Retention: "once"}})
 		w.bridge("bridge-1")
 		w.submit("req-1")
@@ -184,7 +185,7 @@ func TestAFinishedIDIsNotPolledAgain(t *testing.T) {
 }
 
 func TestTheSameIDsAtTwoBridgesOfAOneShotUpstreamLoseNothing(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		script := sim.Script{Style: sim.Style{Retention: "once"}, Profiles: []sim.Profile{{Name: "job", Steps: []sim.Step{
 			{State: "active", For: 5 * time.Second, Spread: 5 * time.Second}, {Answer: "completed"},
 		}}}}
@@ -201,7 +202,7 @@ func TestTheSameIDsAtTwoBridgesOfAOneShotUpstreamLoseNothing(t *testing.T) {
 }
 
 func TestADrainHandsOverAndLosesNothing(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		script := sim.Script{Style: sim.Style{Retention: "once", Hold: 20 * time.Second}, Profiles: []sim.Profile{{Name: "job", Steps: []sim.Step{
 			{State: "active", For: 30 * time.Second, Spread: 30 * time.Second}, {Answer: "completed"},
 		}}}}
@@ -224,7 +225,7 @@ func TestADrainHandsOverAndLosesNothing(t *testing.T) {
 }
 
 func TestDeletedStreamsAndConsumersAreMadeAnew(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, everyday())
 		b := w.bridge("bridge-1", "--polls-per-second=100")
 		time.Sleep(3 * time.Second)
@@ -245,7 +246,7 @@ func TestDeletedStreamsAndConsumersAreMadeAnew(t *testing.T) {
 }
 
 func TestAFullStreamHoldsResultsAndWork(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		script := sim.Script{Style: sim.Style{Retention: "once"}, Profiles: []sim.Profile{{Name: "job", Steps: []sim.Step{
 			{State: "active", For: time.Second}, {Answer: "completed", ResultBytes: 5000},
 		}}}}
@@ -274,7 +275,7 @@ func TestAFullStreamHoldsResultsAndWork(t *testing.T) {
 }
 
 func TestLargeResultsGoToTheObjectStore(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		script := sim.Script{Style: sim.Style{MetadataThreshold: 100_000}, Profiles: []sim.Profile{{Name: "job", Steps: []sim.Step{
 			{State: "active", For: time.Second}, {Answer: "completed", ResultBytes: 3 << 20},
 		}}}}
@@ -299,9 +300,9 @@ func TestLargeResultsGoToTheObjectStore(t *testing.T) {
 }
 
 func TestABridgeThatFindsNoServerWaitsForIt(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, sim.Script{})
-		w.server.Load().Shutdown()
+		w.server.Stop()
 		cfg, err := parseServe(t, up)
 		require.NoError(t, err)
 		nc, js := w.connect("bridge-1")
@@ -314,7 +315,7 @@ func TestABridgeThatFindsNoServerWaitsForIt(t *testing.T) {
 		}()
 		time.Sleep(time.Minute)
 		require.Contains(t, state.notReady(), "not connected to NATS")
-		w.startServer()
+		w.server.Start()
 		consumer := <-prepared
 		require.Equal(t, publish.DefaultAckWait, consumer.AckWait)
 		nc.Close()

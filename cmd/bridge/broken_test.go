@@ -17,6 +17,7 @@ import (
 	"futurebridge/internal/history"
 	"futurebridge/internal/intake"
 	"futurebridge/internal/poll"
+	"futurebridge/internal/testbed"
 )
 
 // TestABrokenBridgeIsFoundOut breaks one rule of the delivery protocol at a time. The same scenario has to pass with a
@@ -52,7 +53,7 @@ func TestABrokenBridgeIsFoundOut(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			verdict := func(s seams) (report history.Report) {
-				bubble(t, func(t *testing.T) {
+				testbed.Bubble(t, func(t *testing.T) {
 					w := newWorld(t, c.script)
 					c.play(w, func(name string, args ...string) *running { return w.odd(name, s, args...) }, s)
 					report = w.judge()
@@ -209,9 +210,9 @@ func cutOff(w *world, _ play, broken seams) {
 
 // stopped: what a fetch brings lies in the socket of a stopped process until its leases are over.
 func stopped(w *world, _ play, broken seams) {
-	outer := broken.consumer
+	outer, until := broken.consumer, time.Now().Add(30*time.Second)
 	broken.consumer = func(c intake.Consumer) intake.Consumer {
-		c = &stalled{c, present.Add(30 * time.Second)}
+		c = &stalled{c, until}
 		if outer != nil {
 			c = outer(c)
 		}

@@ -2,25 +2,21 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats-server/v2/server/ats"
 	"github.com/nats-io/nats.go"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"futurebridge/internal/embedded"
+	"futurebridge/internal/testbed"
 )
 
 // asBridge makes the test binary behave as another program, so that tests can kill real processes; standIn is what it
@@ -34,39 +30,19 @@ func TestMain(m *testing.M) {
 		standIn()
 		return
 	}
-	// The server's process-wide clock goroutine must not be born inside a bubble, where it would never end.
-	ats.Register()
-	code := m.Run()
-	ats.Unregister()
-	if err := goleak.Find(); code == 0 && err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
+	testbed.Main(m)
 }
 
 func silent() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// absentServer is a server that is not there yet.
-type absentServer struct {
-	started atomic.Pointer[embedded.Server]
-}
-
-func (a *absentServer) InProcessConn() (net.Conn, error) {
-	if s := a.started.Load(); s != nil {
-		return s.InProcess().InProcessConn()
-	}
-	return nil, errors.New("not started")
-}
-
 func TestADaemonWaitsForAnAbsentServerAndSaysSo(t *testing.T) {
-	dir := t.TempDir()
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
+		server := testbed.NewServer(t, asEmbedded())
+		server.Stop()
 		var log bytes.Buffer
-		var absent absentServer
 		f := natsFlags{Nats: "nats://127.0.0.1:4222"}
 		nc, js, err := f.dial(dialOptions{
-			name: "test", log: slog.New(slog.NewTextHandler(&log, nil)), inProcess: &absent, patient: true,
+			name: "test", log: slog.New(slog.NewTextHandler(&log, nil)), inProcess: server, patient: true,
 		})
 		require.NoError(t, err)
 		require.NotNil(t, js)
@@ -75,10 +51,7 @@ func TestADaemonWaitsForAnAbsentServerAndSaysSo(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, 1, strings.Count(log.String(), `msg="cannot connect to NATS`), "once a minute, not at each attempt")
 
-		s, err := embedded.Start(embedded.Options{StoreDir: dir})
-		require.NoError(t, err)
-		defer s.Shutdown()
-		absent.started.Store(s)
+		server.Start()
 		time.Sleep(5 * time.Second)
 		require.True(t, nc.IsConnected())
 		nc.Close()
@@ -88,7 +61,7 @@ func TestADaemonWaitsForAnAbsentServerAndSaysSo(t *testing.T) {
 }
 
 func TestACommandFailsSoonWhenThereIsNoServer(t *testing.T) {
-	forgetTimers()
+	testbed.ForgetTimers()
 	s, err := embedded.Start(embedded.Options{StoreDir: t.TempDir(), Listen: "127.0.0.1:0"})
 	require.NoError(t, err)
 	url := s.ClientURL()
@@ -100,14 +73,9 @@ func TestACommandFailsSoonWhenThereIsNoServer(t *testing.T) {
 }
 
 func TestCredentialsAndContextsAreUsed(t *testing.T) {
-	ns, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, Username: "ada", Password: "topsecret", NoSigs: true, NoLog: true})
-	require.NoError(t, err)
-	ns.Start()
-	defer func() { ns.Shutdown(); ns.WaitForShutdown() }()
-	addr := ns.Addr().String()
-
+	addr := guarded(t, &server.Options{Username: "ada", Password: "topsecret"})
 	f := natsFlags{Nats: addr}
-	_, _, err = f.dial(dialOptions{log: silent()})
+	_, _, err := f.dial(dialOptions{log: silent()})
 	require.ErrorContains(t, err, "refuses these credentials")
 	require.ErrorIs(t, err, nats.ErrAuthorization)
 

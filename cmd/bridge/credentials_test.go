@@ -21,6 +21,8 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nkeys"
 	"github.com/stretchr/testify/require"
+
+	"futurebridge/internal/testbed"
 )
 
 // authority is a CA with the files of a server and of a client.
@@ -82,14 +84,9 @@ func (a *authority) serverTLS(server string, verify bool) *tls.Config {
 // guarded is a server that wants what o says; it returns its address.
 func guarded(t *testing.T, o *server.Options) string {
 	t.Helper()
-	forgetTimers()
-	o.Host, o.Port, o.NoSigs, o.NoLog = "127.0.0.1", server.RANDOM_PORT, true, true
-	ns, err := server.NewServer(o)
-	require.NoError(t, err)
-	ns.Start()
-	t.Cleanup(func() { ns.Shutdown(); ns.WaitForShutdown() })
-	require.True(t, ns.ReadyForConnections(30*time.Second))
-	return ns.Addr().String()
+	testbed.ForgetTimers()
+	o.Port = server.RANDOM_PORT
+	return testbed.NewServer(t, o).Running().Addr().String()
 }
 
 // connects runs a command's way to the server with these flags.

@@ -11,6 +11,7 @@ import (
 	"futurebridge/internal/history"
 	"futurebridge/internal/poll"
 	"futurebridge/internal/publish"
+	"futurebridge/internal/testbed"
 )
 
 func endless() sim.Script {
@@ -89,7 +90,7 @@ func TestADeadlineCountsFromTheSubmission(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testbed.Bubble(t, func(t *testing.T) {
 				w := newWorld(t, c.script)
 				_, err := publish.Ensure(t.Context(), w.js, w.names, publish.Options{AckWait: &ackWait})
 				require.NoError(t, err)
@@ -128,7 +129,7 @@ func TestADeadlinePassesWhileOthersHaveTheirTurn(t *testing.T) {
 		{"the key is refused, and one probes", refused, "--log-level=error"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testbed.Bubble(t, func(t *testing.T) {
 				w := newWorld(t, c.script)
 				w.bridge("bridge-1", c.flag)
 				w.run.DeadlineSlack = 5 * time.Second
@@ -148,7 +149,7 @@ func TestADeadlinePassesWhileOthersHaveTheirTurn(t *testing.T) {
 }
 
 func TestALaterSubmissionsEarlierDeadlineDoesNotWaitForTheHint(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, sim.Script{Profiles: []sim.Profile{{Name: "paused", Steps: []sim.Step{{State: "paused_rate_limit", RetryAfterMS: 3_600_000}}}}})
 		w.bridge("bridge-1")
 		w.run.DeadlineSlack = time.Second
@@ -163,7 +164,7 @@ func TestALaterSubmissionsEarlierDeadlineDoesNotWaitForTheHint(t *testing.T) {
 
 // A result that is there in time is delivered, however close its deadline.
 func TestAResultJustBeforeItsDeadlineIsDelivered(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		script := job(20 * time.Second)
 		script.Style.Hold = 45 * time.Second
 		w := newWorld(t, script)
@@ -181,7 +182,7 @@ func TestAResultJustBeforeItsDeadlineIsDelivered(t *testing.T) {
 func TestOfSeveralSubmissionsTheFirstDeadlineEndsTheRequest(t *testing.T) {
 	for name, second := range map[string]string{"at one bridge": "", "at two bridges": "bridge-2"} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testbed.Bubble(t, func(t *testing.T) {
 				w := newWorld(t, endless())
 				w.run.DeadlineSlack = time.Second
 				w.bridge("bridge-1", "--max-requests=2")
@@ -229,7 +230,7 @@ func TestABridgeWhoseClockIsWrongHarmsDeadlinesAlone(t *testing.T) {
 		{"behind by a second", -time.Second, time.Hour, "timed_out", 2 * time.Second},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testbed.Bubble(t, func(t *testing.T) {
 				w := newWorld(t, sim.Script{Profiles: []sim.Profile{{Name: "paused", Steps: []sim.Step{
 					{State: "paused_rate_limit", For: c.job, RetryAfterMS: 20_000}, {Answer: "completed"},
 				}}}})

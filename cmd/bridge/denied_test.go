@@ -12,6 +12,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/stretchr/testify/require"
+
+	"futurebridge/internal/testbed"
 )
 
 func violation(format string, args ...any) error {
@@ -89,7 +91,7 @@ func TestABridgeGoesOnOnceItIsPermitted(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			require.Contains(t, whole, c[0])
 			before, after := permitting(t, strings.Replace(whole, c[0], c[1], 1)), permitting(t, whole)
-			bubble(t, func(t *testing.T) {
+			testbed.Bubble(t, func(t *testing.T) {
 				w := newWorld(t, twoSizes())
 				w.permit(before)
 				state, stop := w.serveAs("--ack-wait=30s")
@@ -100,8 +102,7 @@ func TestABridgeGoesOnOnceItIsPermitted(t *testing.T) {
 				require.True(t, tells(state, c[2], time.Minute))
 				time.Sleep(10 * time.Minute)
 				require.True(t, tells(state, c[2], time.Minute))
-				after.DontListen, after.StoreDir, after.ConfigFile = true, w.dir, before.ConfigFile
-				require.NoError(t, w.server.Load().natsServer.(plainServer).ReloadOptions(after))
+				w.server.Reload(after)
 				time.Sleep(2 * time.Minute)
 				require.Empty(t, state.notReady())
 				w.submit("job-2")

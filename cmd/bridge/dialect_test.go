@@ -10,6 +10,7 @@ import (
 
 	"futurebridge/internal/api"
 	"futurebridge/internal/api/sim"
+	"futurebridge/internal/testbed"
 )
 
 const dialectKey = "key-of-the-dialect"
@@ -32,7 +33,7 @@ func TestTheBridgeSpeaksEveryDialect(t *testing.T) {
 	t.Setenv(apiKeyVariable, dialectKey)
 	for _, d := range api.Dialects {
 		t.Run(d.Name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testbed.Bubble(t, func(t *testing.T) {
 				script, want := playing(t, d.Name)
 				w := newWorld(t, script, sim.WithAPIKey(dialectKey))
 				w.bridge("bridge-1", "--dialect", d.Name)

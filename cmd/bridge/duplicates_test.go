@@ -10,12 +10,13 @@ import (
 
 	"futurebridge/internal/history"
 	"futurebridge/internal/publish"
+	"futurebridge/internal/testbed"
 )
 
 func TestAnIDThatTwoSubmittersSubmitAtOnceIsOneRequest(t *testing.T) {
 	for name, bridges := range map[string][]string{"at one bridge": {"bridge-1"}, "at two bridges": {"bridge-1", "bridge-2"}} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testbed.Bubble(t, func(t *testing.T) {
 				w := newWorld(t, once(job(20*time.Second)))
 				for _, name := range bridges {
 					w.bridge(name, "--max-requests=400")
@@ -54,7 +55,7 @@ func TestAnIDThatTwoSubmittersSubmitAtOnceIsOneRequest(t *testing.T) {
 }
 
 func TestAnIDThatIsSubmittedAfterItsEndIsLeftAlone(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, once(job(time.Second)))
 		first := w.bridge("bridge-1")
 		w.submit("req-1")
@@ -96,7 +97,7 @@ func TestOfSeveralSubmissionsTheFirstOneTakenGivesLabelsAndType(t *testing.T) {
 		require.Equal(w.t, "Type"+run, m.Header.Get(publish.HeaderRequestType))
 	}
 	t.Run("at one bridge, in one batch", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
+		testbed.Bubble(t, func(t *testing.T) {
 			w := newWorld(t, paused())
 			w.bridge("bridge-1").stop() // it makes the streams
 			w.accept("req-1", time.Hour, submission("1", "3600000"))
@@ -109,7 +110,7 @@ func TestOfSeveralSubmissionsTheFirstOneTakenGivesLabelsAndType(t *testing.T) {
 		})
 	})
 	t.Run("at one bridge, one after the other, and the later one's deadline is the first", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
+		testbed.Bubble(t, func(t *testing.T) {
 			w := newWorld(t, endless())
 			w.run.DeadlineSlack = time.Second
 			w.bridge("bridge-1")
@@ -123,7 +124,7 @@ func TestOfSeveralSubmissionsTheFirstOneTakenGivesLabelsAndType(t *testing.T) {
 		})
 	})
 	t.Run("at two bridges, and one of them ends it", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
+		testbed.Bubble(t, func(t *testing.T) {
 			w := newWorld(t, endless())
 			w.run.DeadlineSlack = time.Second
 			w.bridge("bridge-1", "--max-requests=1")

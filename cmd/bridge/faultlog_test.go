@@ -1,12 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"futurebridge/internal/api"
+	"futurebridge/internal/testbed"
 )
 
 // answering is an upstream that answers what it is told.
@@ -25,7 +24,7 @@ func (a answering) Retrieve(_ context.Context, q api.Query) api.Outcome { return
 
 func TestAFaultIsToldOnceThenCountedThenOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var log lockedLog
+		var log testbed.Log
 		var answer api.Outcome
 		f := newFaultLog(answering(func(api.Query) api.Outcome { return answer }), slog.New(slog.NewJSONHandler(&log, nil)), prometheus.NewRegistry())
 		poll := func(id string, o api.Outcome) {
@@ -35,7 +34,7 @@ func TestAFaultIsToldOnceThenCountedThenOver(t *testing.T) {
 		busy := api.Outcome{Kind: api.ServerFault, Failure: &api.Failure{Message: "Service Unavailable"}}
 		good := api.Outcome{Kind: api.Pending}
 		poll("healthy", good)
-		require.Empty(t, log.lines(t))
+		require.Empty(t, jsonLines(t, &log))
 		for range 90 { // 1.5 minutes
 			for range 100 {
 				poll("req-1", busy)
@@ -45,7 +44,7 @@ func TestAFaultIsToldOnceThenCountedThenOver(t *testing.T) {
 		poll("req-2", api.Outcome{Kind: api.Pending, OddHint: "soon"})
 		time.Sleep(59 * time.Second)
 		poll("healthy", good)
-		lines := log.lines(t)
+		lines := jsonLines(t, &log)
 		require.Len(t, lines, 4)
 		for i, want := range []map[string]any{
 			{"level": "WARN", "outcome": "server_fault", "times": 1., "request": "req-1", "cause": "Service Unavailable", "hint": busy.Mend()},
@@ -59,7 +58,7 @@ func TestAFaultIsToldOnceThenCountedThenOver(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		poll("healthy", good)
-		require.Len(t, log.lines(t), 5, "the odd hint is over too")
+		require.Len(t, jsonLines(t, &log), 5, "the odd hint is over too")
 		require.Empty(t, f.known)
 		require.Zero(t, f.next.Load())
 		var counted dto.Metric
@@ -67,34 +66,22 @@ func TestAFaultIsToldOnceThenCountedThenOver(t *testing.T) {
 		require.InDelta(t, 1, counted.GetCounter().GetValue(), 0)
 
 		poll("req-3", busy)
-		require.Len(t, log.lines(t), 6, "it is told anew")
+		require.Len(t, jsonLines(t, &log), 6, "it is told anew")
 		poll("req-3", api.Outcome{Kind: api.Unauthorized, Failure: &api.Failure{Message: "bad key"}})
-		require.Len(t, log.lines(t), 6, "the engine tells of a refused key")
+		require.Len(t, jsonLines(t, &log), 6, "the engine tells of a refused key")
 		ended, end := context.WithCancel(t.Context())
 		end()
 		answer = api.Outcome{Kind: api.NoAnswer}
 		f.Retrieve(ended, api.Query{RequestID: "req-4"})
-		require.Len(t, log.lines(t), 6, "a poll that our own end broke off is nobody's fault")
+		require.Len(t, jsonLines(t, &log), 6, "a poll that our own end broke off is nobody's fault")
 	})
 }
 
-// lockedLog is a log of JSON lines that is written by many.
-type lockedLog struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *lockedLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *lockedLog) lines(t *testing.T) (lines []map[string]any) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	require.NotContains(t, l.buf.String(), faultsKey)
-	for text := range strings.Lines(l.buf.String()) {
+// jsonLines are a log's lines of JSON.
+func jsonLines(t *testing.T, log *testbed.Log) (lines []map[string]any) {
+	text := log.String()
+	require.NotContains(t, text, faultsKey)
+	for text := range strings.Lines(text) {
 		var line map[string]any
 		require.NoError(t, json.Unmarshal([]byte(text), &line))
 		lines = append(lines, line)

@@ -25,6 +25,7 @@ import (
 	"futurebridge/internal/api/sim"
 	"futurebridge/internal/history"
 	"futurebridge/internal/poll"
+	"futurebridge/internal/testbed"
 )
 
 // TestEachFaultOfTheUpstreamIsOutlived plays every row of the table: to a request that never gets anything else, to one
@@ -62,7 +63,7 @@ const (
 func strike(t *testing.T, protocol string, faults []upstreamFault) {
 	var seen evidence
 	ends := map[string]history.Record{}
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, sim.Script{Profiles: []sim.Profile{{Name: "job", Steps: []sim.Step{
 			{State: "active", For: 10 * time.Second, Spread: 20 * time.Second}, {Answer: "completed", ResultBytes: 40_000},
 		}}}})
@@ -101,7 +102,7 @@ func strike(t *testing.T, protocol string, faults []upstreamFault) {
 				return f.connect(), nil
 			}
 		}
-		var log lockedLog
+		var log testbed.Log
 		b := w.odd("bridge-1", seams{
 			log: slog.New(slog.NewJSONHandler(&log, nil)), retriever: seen.of,
 			upstream: func(c *api.Config) {
@@ -140,7 +141,7 @@ func strike(t *testing.T, protocol string, faults []upstreamFault) {
 		require.NoError(t, err)
 		require.Empty(t, report.Violations)
 		require.Equal(t, report.Accepted, report.Terminal)
-		checkLog(t, log.lines(t), &seen)
+		checkLog(t, jsonLines(t, &log), &seen)
 		w.close()
 	})
 	for i, fault := range faults {
@@ -279,7 +280,7 @@ func newSigner() signer {
 	a := signer{}
 	a.key, a.cert = issue(&x509.Certificate{
 		Subject: pkix.Name{CommonName: "tests"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-		NotBefore: present.Add(-time.Hour), NotAfter: present.Add(24 * time.Hour),
+		NotBefore: time.Unix(0, 0), NotAfter: time.Now().AddDate(100, 0, 0), // for bubbles at other times too
 	}, nil)
 	return a
 }
@@ -304,10 +305,10 @@ func issue(template *x509.Certificate, by *signer) (*ecdsa.PrivateKey, *x509.Cer
 	return key, cert
 }
 
-// serves is a server's configuration with a certificate for a host that is valid from the day before the tests.
+// serves is a server's configuration with a certificate for a host that is valid since an hour ago.
 func (a signer) serves(host string, validFor time.Duration) *tls.Config {
 	key, cert := issue(&x509.Certificate{
-		DNSNames: []string{host}, NotBefore: present.Add(-time.Hour), NotAfter: present.Add(validFor),
+		DNSNames: []string{host}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(validFor),
 	}, &a)
 	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key}}}
 }

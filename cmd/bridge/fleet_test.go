@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"futurebridge/internal/api/sim"
+	"futurebridge/internal/testbed"
 )
 
 // busy is an upstream whose jobs want a poll each second and never end.
@@ -38,7 +39,7 @@ func most(t *testing.T, w *world, begin time.Time, rate float64, bridges int) (p
 }
 
 func TestBridgesShareTheFixedRateWhileTheyComeAndGo(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		const rate = 50
 		w := newWorld(t, busy())
 		bridge := func(n int) *running {
@@ -85,7 +86,7 @@ func TestBridgesShareTheFixedRateWhileTheyComeAndGo(t *testing.T) {
 }
 
 func TestABridgeThatIsCutOffKeepsItsPartAsLongAsItMayPoll(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, busy())
 		begin, wire := time.Now(), &wire{}
 		args := []string{"--polls-per-second=50", "--ack-wait=10s"}
@@ -110,7 +111,7 @@ func TestABridgeThatIsCutOffKeepsItsPartAsLongAsItMayPoll(t *testing.T) {
 
 // A request of one submitter is not stuck behind all those of another.
 func TestSubmittersTakeTurnsByTheFirstTokenOfTheirKey(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, busy())
 		w.bridge("bridge-1", "--polls-per-second=20")
 		submit := func(subject string, all []string) {

@@ -7,12 +7,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"futurebridge/internal/publish"
+	"futurebridge/internal/testbed"
 )
 
 // A server remembers of a delivery when its message was stored, and only an extension tells it better: after a restart it
 // would give everything old that had just been taken to a second bridge at once, under the first one's eyes.
 func TestAServerRestartRightAfterOldWorkWasTakenMakesNoSecondHolder(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, endless())
 		ackWait := 30 * time.Second
 		_, err := publish.Ensure(t.Context(), w.js, w.names, publish.Options{AckWait: &ackWait})

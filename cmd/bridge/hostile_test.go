@@ -18,6 +18,7 @@ import (
 	"futurebridge/internal/history"
 	"futurebridge/internal/poll"
 	"futurebridge/internal/publish"
+	"futurebridge/internal/testbed"
 )
 
 // attack is one message as a client that checks nothing writes it to its socket. It ends as the request id, or as a
@@ -33,7 +34,7 @@ type attack struct {
 func (w *world) raw(a attack) (seq uint64) {
 	w.t.Helper()
 	before := w.lastWork()
-	conn, err := w.InProcessConn()
+	conn, err := w.server.InProcessConn()
 	require.NoError(w.t, err)
 	drained := make(chan struct{})
 	go func() {
@@ -188,7 +189,7 @@ func (a *asked) Retrieve(ctx context.Context, q api.Query) api.Outcome {
 }
 
 func TestHostileSubmissionsEndAndHarmNobody(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, job(2*time.Second))
 		w.custom(func(o *server.Options) { o.SyncAlways = false })
 		spy := &asked{ids: map[string]bool{}}
@@ -248,7 +249,7 @@ func TestHostileSubmissionsEndAndHarmNobody(t *testing.T) {
 
 // A server sends its acknowledgement of a submission wherever the submitter says, also where only bridges may publish.
 func TestAnAckThatIsSentToAnEventSubjectStopsNobody(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, job(20*time.Second))
 		w.custom(func(o *server.Options) {
 			o.NoAuthUser = "bridge"
@@ -285,7 +286,7 @@ func TestAnAckThatIsSentToAnEventSubjectStopsNobody(t *testing.T) {
 
 // Submissions that are large together come in several fetches, and one that is larger than a fetch comes alone.
 func TestALargeSubmissionBlocksNoOther(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, job(time.Second))
 		w.custom(func(o *server.Options) { o.MaxPayload, o.SyncAlways = 24<<20, false })
 		w.bridge("bridge-1").stop()
@@ -309,7 +310,7 @@ func TestALargeSubmissionBlocksNoOther(t *testing.T) {
 // Rubbish costs a bounded amount of store, and holds up nobody.
 func TestAFloodOfRubbishHoldsUpNobody(t *testing.T) {
 	const rubbish, good = 20_000, 100
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, job(2*time.Second))
 		w.custom(func(o *server.Options) { o.SyncAlways = false })
 		b := w.bridge("bridge-1")

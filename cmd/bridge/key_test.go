@@ -12,6 +12,7 @@ import (
 
 	"futurebridge/internal/api"
 	"futurebridge/internal/api/sim"
+	"futurebridge/internal/testbed"
 )
 
 // keyed is a bridge whose key is in a file, and what it says about that.
@@ -26,7 +27,7 @@ func (w *world) keyed(path string, options ...string) (*running, *keyFile, *byte
 }
 
 func TestANewKeyInTheFileNeedsNoRestart(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, sim.Script{}, sim.WithAPIKey("the-new-key"))
 		file := write(t, "key", "the-old-key")
 		b, _, log := w.keyed(file)
@@ -48,7 +49,7 @@ func TestANewKeyInTheFileNeedsNoRestart(t *testing.T) {
 }
 
 func TestAKeyThatIsRotatedInTimeHoldsNobody(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, sim.Script{Profiles: []sim.Profile{{Name: "long", Steps: []sim.Step{{State: "active", For: time.Minute}, {Answer: "completed"}}}}}, sim.WithAPIKey("first"))
 		file := write(t, "key", "first")
 		b, _, log := w.keyed(file)
@@ -69,7 +70,7 @@ func TestAKeyThatIsRotatedInTimeHoldsNobody(t *testing.T) {
 }
 
 func TestHangUpProbesAtOnce(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, sim.Script{Profiles: []sim.Profile{{Name: "done", Steps: []sim.Step{{Answer: "completed"}}}}}, sim.WithAPIKey("second"))
 		file := write(t, "key", "first")
 		b, key, log := w.keyed(file)

@@ -13,6 +13,7 @@ import (
 
 	"futurebridge/internal/api"
 	"futurebridge/internal/api/sim"
+	"futurebridge/internal/testbed"
 )
 
 // perPoll is what a poll in flight takes beside the room of its body: connection, headers, decompression, what is free of
@@ -35,7 +36,7 @@ func TestMemoryIsBoundedUnderAllFaultsAtOnce(t *testing.T) {
 	}
 	peak := watchHeap(t)
 	var before, most uint64
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, sim.Script{Style: sim.Style{Retention: "once"}, Profiles: []sim.Profile{{Name: "job", Steps: []sim.Step{
 			{State: "active", For: 5 * time.Second, Spread: time.Minute}, {Answer: "completed", ResultBytes: 100_000},
 		}}}})

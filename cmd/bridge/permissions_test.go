@@ -20,6 +20,7 @@ import (
 	"futurebridge/internal/api"
 	"futurebridge/internal/api/sim"
 	"futurebridge/internal/publish"
+	"futurebridge/internal/testbed"
 )
 
 // permissions is a block of docs/security.md, as it stands there: what is tested is what people paste.
@@ -68,22 +69,13 @@ func permitting(t *testing.T, accounts string) *server.Options {
 	require.NoError(t, os.WriteFile(file, []byte("no_auth_user: tester\n"+accounts), 0o600))
 	opts, err := server.ProcessConfigFile(file)
 	require.NoError(t, err)
-	opts.JetStream, opts.SyncAlways, opts.NoSigs, opts.NoLog = true, true, true, true
+	opts.JetStream, opts.SyncAlways = true, true
 	return opts
 }
 
 // permit starts the world's server anew with other options.
 func (w *world) permit(opts *server.Options) {
-	w.server.Load().Shutdown()
-	w.start = func() natsServer {
-		o := opts.Clone()
-		o.DontListen, o.StoreDir = true, w.dir
-		ns, err := server.NewServer(o)
-		require.NoError(w.t, err)
-		ns.Start()
-		return plainServer{ns}
-	}
-	w.startServer()
+	w.server.Restart(opts)
 	time.Sleep(5 * time.Second) // until the tester is connected again
 }
 
@@ -94,7 +86,7 @@ func (w *world) serveAs(args ...string) (state *readiness, stop func()) {
 	require.NoError(w.t, err)
 	state = newReadiness("starting")
 	nc, err := nats.Connect("", append(cfg.handlers(dialOptions{log: w.logger(), patient: true, state: state}),
-		nats.InProcessServer(w), nats.UserInfo("bridge", "bridge-secret"), nats.CustomInboxPrefix("_INBOX.bridge"),
+		nats.InProcessServer(w.server), nats.UserInfo("bridge", "bridge-secret"), nats.CustomInboxPrefix("_INBOX.bridge"),
 		nats.MaxReconnects(-1), nats.ReconnectBufSize(-1))...)
 	require.NoError(w.t, err)
 	js, err := newJetStream(nc, natscontext.Settings{}, nil)
@@ -173,7 +165,7 @@ func TestTheBridgeNeedsEachOfItsPermissionsAndNoMore(t *testing.T) {
 	for _, missing := range append([]string{"none"}, publishes(t, text, "bridge")...) {
 		t.Run(missing, func(t *testing.T) {
 			opts := permitting(t, strings.Replace(text, fmt.Sprintf("%q", missing), `"nothing"`, 1)) // the bridge's list is the first
-			bubble(t, func(t *testing.T) {
+			testbed.Bubble(t, func(t *testing.T) {
 				w := newWorld(t, twoSizes())
 				w.permit(opts)
 				state, stop := w.serveAs("--max-inline-result=2KiB", "--polls-per-second=100")

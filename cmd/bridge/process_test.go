@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"io"
 	"net/http"
@@ -23,6 +22,7 @@ import (
 	"futurebridge/internal/embedded"
 	"futurebridge/internal/history"
 	"futurebridge/internal/publish"
+	"futurebridge/internal/testbed"
 )
 
 func init() { standIn = main }
@@ -34,25 +34,7 @@ type process struct {
 	once sync.Once
 	err  error
 
-	stderr lockedBuffer
-}
-
-// lockedBuffer is written by a process and read by a test at the same time.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
+	stderr testbed.Log
 }
 
 func start(t testing.TB, args ...string) *process { return begin(t, nil, nil, args...) }
@@ -118,7 +100,7 @@ type site struct {
 
 func newSite(t *testing.T, script sim.Script, options ...sim.Option) *site {
 	t.Helper()
-	forgetTimers()
+	testbed.ForgetTimers()
 	clearEnv(t)
 	server, err := embedded.Start(embedded.Options{StoreDir: t.TempDir(), Listen: "127.0.0.1:0"})
 	require.NoError(t, err)

@@ -5,12 +5,12 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
 	"futurebridge/internal/api/sim"
 	"futurebridge/internal/publish"
+	"futurebridge/internal/testbed"
 )
 
 // refusal is a way in which a server does not take what a bridge publishes.
@@ -24,28 +24,14 @@ type refusal struct {
 	erases bool   // events that were stored are gone
 }
 
-// custom runs the server with options of its own; nil: with what the embedded one has.
+// custom runs the server with something otherwise; nil: with nothing.
 func (w *world) custom(change func(*server.Options)) {
-	w.server.Load().Shutdown()
-	w.start = func() natsServer {
-		opts := &server.Options{DontListen: true, JetStream: true, StoreDir: w.dir, SyncAlways: true, NoSigs: true, NoLog: true}
-		if change != nil {
-			change(opts)
-		}
-		ns, err := server.NewServer(opts)
-		require.NoError(w.t, err)
-		ns.Start()
-		return plainServer{ns}
+	w.t.Helper()
+	options := asEmbedded()
+	if change != nil {
+		change(options)
 	}
-	w.startServer()
-}
-
-type plainServer struct{ *server.Server }
-
-func (s plainServer) InProcess() nats.InProcessConnProvider { return s.Server }
-func (s plainServer) Shutdown() {
-	s.Server.Shutdown()
-	s.WaitForShutdown()
+	w.server.Restart(options)
 }
 
 // denied lets nobody publish to a subject.
@@ -118,7 +104,7 @@ func refusals() []refusal {
 			begins: func(w *world) {
 				w.custom(nil)
 				time.Sleep(3 * time.Second)
-				require.NoError(w.t, w.server.Load().natsServer.(plainServer).ShutdownJetStream())
+				require.NoError(w.t, w.server.Running().ShutdownJetStream())
 			},
 			ends: func(w *world) { w.custom(nil) },
 			away: true,
@@ -129,7 +115,7 @@ func refusals() []refusal {
 		},
 		{
 			name: "the server is away", why: "not connected to NATS", away: true,
-			begins: func(w *world) { w.server.Load().Shutdown() }, ends: func(w *world) { w.startServer() },
+			begins: func(w *world) { w.server.Stop() }, ends: func(w *world) { w.server.Start() },
 		},
 	}
 }
@@ -139,7 +125,7 @@ func refusals() []refusal {
 func TestARefusalHoldsResultsAndWork(t *testing.T) {
 	for _, c := range refusals() {
 		t.Run(c.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testbed.Bubble(t, func(t *testing.T) {
 				w := newWorld(t, once(large()))
 				b := w.bridge("bridge-1")
 				w.submit(ids("req", 30)...)
@@ -171,7 +157,7 @@ func TestARefusalHoldsResultsAndWork(t *testing.T) {
 func TestADrainDuringARefusalLosesNothing(t *testing.T) {
 	for _, c := range refusals() {
 		t.Run(c.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testbed.Bubble(t, func(t *testing.T) {
 				w := newWorld(t, once(large()))
 				b := w.bridge("bridge-1", "--ack-wait=30s", "--drain-timeout=1m")
 				w.submit(ids("req", 30)...)
@@ -211,7 +197,7 @@ func (c refusal) verdict(t *testing.T, w *world) {
 
 // A server that comes back with a max_payload lower than the bridge was told: results go to the object store instead.
 func TestAServerThatTakesLessGetsObjects(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, once(large()))
 		w.bridge("bridge-1")
 		w.submit(ids("req", 10)...)

@@ -22,6 +22,7 @@ import (
 	"futurebridge/internal/embedded"
 	"futurebridge/internal/poll"
 	"futurebridge/internal/publish"
+	"futurebridge/internal/testbed"
 )
 
 // desk is a NATS server with a bridge's streams, on which the commands for requests are tried.
@@ -35,7 +36,7 @@ type desk struct {
 
 func newDesk(t *testing.T) *desk {
 	clearEnv(t)
-	forgetTimers()
+	testbed.ForgetTimers()
 	server, err := embedded.Start(embedded.Options{StoreDir: t.TempDir(), Listen: "127.0.0.1:0"})
 	require.NoError(t, err)
 	t.Cleanup(server.Shutdown)

@@ -8,12 +8,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
 	"futurebridge/internal/api/sim"
+	"futurebridge/internal/testbed"
 )
 
 // office is a NATS server with the accounts of docs/security.md, streams that its admin has made, and a bridge.
@@ -25,20 +25,13 @@ type office struct {
 
 func newOffice(t *testing.T, accounts string) *office {
 	t.Helper()
-	forgetTimers()
-	opts := permitting(t, accounts)
-	opts.Host, opts.Port, opts.StoreDir = "127.0.0.1", server.RANDOM_PORT, t.TempDir()
-	ns, err := server.NewServer(opts)
-	require.NoError(t, err)
-	ns.Start()
-	t.Cleanup(func() { ns.Shutdown(); ns.WaitForShutdown() })
-	require.True(t, ns.ReadyForConnections(30*time.Second))
+	addr := guarded(t, permitting(t, accounts))
 	upstream := httptest.NewServer(sim.New(sim.Script{Profiles: []sim.Profile{
 		{Name: "large", Match: "large-*", Steps: []sim.Step{{State: "active", For: 10 * time.Millisecond}, {Answer: "completed", ResultBytes: 9000}}},
 		{Name: "job", Steps: []sim.Step{{State: "active", For: 10 * time.Millisecond}, {Answer: "completed", ResultBytes: 100}}},
 	}}))
 	t.Cleanup(upstream.Close)
-	return &office{t: t, addr: ns.Addr().String(), upstream: upstream.URL}
+	return &office{t: t, addr: addr, upstream: upstream.URL}
 }
 
 // as are the flags of a user, whose name may begin with that of a team.
@@ -59,7 +52,7 @@ func (o *office) connect(user string) *nats.Conn {
 func (o *office) serve(user string, args ...string) {
 	o.t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
-	var log lockedBuffer
+	var log testbed.Log
 	ended := make(chan error)
 	args = append(append([]string{"serve", "--upstream=" + o.upstream, "--http=none", "--max-inline-result=2KiB", "--max-polls=16"}, o.as(user)...), args...)
 	go func() { ended <- run(ctx, args, nil, &log, &log) }()

@@ -92,22 +92,10 @@ func (a *tattler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// guarded is a NATS server that wants a password.
+// behindAPassword is a NATS server that wants one.
 func behindAPassword(t *testing.T) (url string, js jetstream.JetStream) {
 	t.Helper()
-	forgetTimers()
-	s, err := server.NewServer(&server.Options{
-		Host: "127.0.0.1", Port: server.RANDOM_PORT, Username: "bridge", Password: natsSecret,
-		JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true,
-	})
-	require.NoError(t, err)
-	s.Start()
-	t.Cleanup(func() {
-		s.Shutdown()
-		s.WaitForShutdown()
-	})
-	require.True(t, s.ReadyForConnections(time.Minute))
-	url = strings.Replace(s.ClientURL(), "://", "://bridge:"+natsSecret+"@", 1)
+	url = "nats://bridge:" + natsSecret + "@" + guarded(t, &server.Options{Username: "bridge", Password: natsSecret, JetStream: true})
 	flags := natsFlags{Nats: url, Prefix: "tinker"}
 	nc, js, err := flags.dial(dialOptions{name: "tester", log: silent()})
 	require.NoError(t, err)

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"futurebridge/internal/api/sim"
+	"futurebridge/internal/testbed"
 )
 
 var (
@@ -34,7 +35,7 @@ func TestAnHourOfMisfortune(t *testing.T) {
 	}
 	play := func(seed uint64) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
-			bubble(t, func(t *testing.T) { newHour(t, seed).play() })
+			testbed.Bubble(t, func(t *testing.T) { newHour(t, seed).play() })
 			if t.Failed() {
 				t.Logf("go test ./cmd/bridge -run TestAnHourOfMisfortune -seed %d -minutes %d", seed, *soakTime)
 			}

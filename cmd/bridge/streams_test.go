@@ -11,8 +11,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/stretchr/testify/require"
 
-	"futurebridge/internal/embedded"
 	"futurebridge/internal/publish"
+	"futurebridge/internal/testbed"
 )
 
 // asAdmin sends each command that `bridge streams --out` prints as the nats command line does: the file, as it is, to
@@ -46,11 +46,8 @@ func TestWhatAnAdminMakesFromStreamsSatisfiesServe(t *testing.T) {
 	}
 	for name, args := range map[string][]string{"defaults": nil, "every flag": all, "another prefix": {"--prefix=acme.tinker"}} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				server, err := embedded.Start(embedded.Options{StoreDir: t.TempDir()})
-				require.NoError(t, err)
-				defer server.Shutdown()
-				nc, js, err := (&natsFlags{}).dial(dialOptions{log: silent(), inProcess: server.InProcess()})
+			testbed.Bubble(t, func(t *testing.T) {
+				nc, js, err := (&natsFlags{}).dial(dialOptions{log: silent(), inProcess: testbed.NewServer(t, asEmbedded())})
 				require.NoError(t, err)
 				defer nc.Close()
 				asAdmin(t, nc, args...)

@@ -6,17 +6,15 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
-	"runtime"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,19 +22,17 @@ import (
 
 	"futurebridge/internal/api"
 	"futurebridge/internal/api/sim"
-	"futurebridge/internal/embedded"
 	"futurebridge/internal/history"
 	"futurebridge/internal/poll"
 	"futurebridge/internal/publish"
+	"futurebridge/internal/testbed"
 )
 
 // world is everything around bridges, in one synctest bubble: a real JetStream server, the simulated upstream behind a
 // real HTTP server over in-memory connections, and whoever submits and subscribes.
 type world struct {
 	t      *testing.T
-	dir    string
-	server atomic.Pointer[standing]
-	start  func() natsServer // makes one on dir
+	server *testbed.Server
 	sim    *sim.Sim
 	memory *sim.Memory
 	nc     *nats.Conn
@@ -50,30 +46,9 @@ type world struct {
 	regains  bool // a bridge may lose a request and get it back: the upstream's hint is forgotten then
 }
 
-// forgetTimers empties the sync.Pool in which nats.go keeps timers: one of another test's bubble is fatal in this test.
-func forgetTimers() {
-	runtime.GC()
-	runtime.GC()
-}
-
-// bubble runs a test in virtual time.
-func bubble(t *testing.T, test func(t *testing.T)) {
-	t.Helper()
-	forgetTimers()
-	present = time.Now().Add(time.Minute)
-	synctest.Test(t, test)
-}
-
-// present is when the latest bubble began, or a little later. The server ages messages by a clock from outside the bubble,
-// and would throw out what is as old to that as a stream allows.
-var present = time.Now()
-
 func newWorld(t *testing.T, script sim.Script, options ...sim.Option) *world {
-	time.Sleep(time.Until(present))
-	w := &world{t: t, dir: t.TempDir(), sim: sim.New(script, append(options, sim.WithPollLog())...)}
+	w := &world{t: t, server: testbed.NewServer(t, asEmbedded()), sim: sim.New(script, append(options, sim.WithPollLog())...)}
 	w.memory = sim.NewMemory(w.sim)
-	w.start = w.embedded
-	w.startServer()
 	w.nc, w.js = w.connect("tester")
 	t.Cleanup(w.close)
 	var err error
@@ -84,33 +59,19 @@ func newWorld(t *testing.T, script sim.Script, options ...sim.Option) *world {
 	return w
 }
 
-// natsServer is an embedded server, or one with options of its own.
-type natsServer interface {
-	InProcess() nats.InProcessConnProvider
-	Shutdown()
-}
-
-type standing struct{ natsServer }
-
-func (w *world) startServer() { w.server.Store(&standing{w.start()}) }
-
-func (w *world) embedded() natsServer {
-	server, err := embedded.Start(embedded.Options{StoreDir: w.dir})
-	require.NoError(w.t, err)
-	return server
-}
+// asEmbedded are the options of a server that is like the embedded one.
+func asEmbedded() *server.Options { return &server.Options{JetStream: true, SyncAlways: true} }
 
 // restartServer stops the server for a while; its store stays.
 func (w *world) restartServer(down time.Duration) {
-	w.server.Load().Shutdown()
+	w.server.Stop()
 	time.Sleep(down)
-	w.startServer()
+	w.server.Start()
 }
 
-// InProcessConn connects to whatever server runs at the moment.
-func (w *world) InProcessConn() (net.Conn, error) { return w.server.Load().InProcess().InProcessConn() }
-
-func (w *world) connect(name string) (*nats.Conn, jetstream.JetStream) { return w.connectBy(w, name) }
+func (w *world) connect(name string) (*nats.Conn, jetstream.JetStream) {
+	return w.connectBy(w.server, name)
+}
 
 func (w *world) connectBy(way nats.InProcessConnProvider, name string) (*nats.Conn, jetstream.JetStream) {
 	flags := natsFlags{Prefix: "tinker", Nats: nats.DefaultURL}
@@ -147,9 +108,9 @@ func (w *world) bridge(name string, args ...string) *running { return w.odd(name
 func (w *world) odd(name string, s seams, args ...string) *running {
 	cfg, err := parseServe(w.t, append([]string{up}, args...)...)
 	require.NoError(w.t, err)
-	var way nats.InProcessConnProvider = w
+	var way nats.InProcessConnProvider = w.server
 	if s.wire != nil {
-		s.wire.server = w
+		s.wire.server = w.server
 		way = s.wire
 	}
 	nc, js := w.connectBy(way, name)
@@ -326,7 +287,7 @@ func (w *world) close() {
 			b.stop()
 		}
 		w.nc.Close()
-		w.server.Load().Shutdown()
+		w.server.Stop()
 		require.NoError(w.t, w.memory.Close())
 		synctest.Wait()
 	})

@@ -3,7 +3,6 @@
 package chaos
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -15,6 +14,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"futurebridge/internal/testbed"
 )
 
 // built is where programs are built, once in a run of the tests.
@@ -55,25 +56,7 @@ type process struct {
 	cmd    *exec.Cmd
 	exited chan struct{}
 	err    error // once exited
-	out    output
-}
-
-// output is written by a process and read by a test at the same time.
-type output struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.buf.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.buf.String()
+	out    testbed.Log
 }
 
 // start runs a program until the test ends; its output is shown if the test failed.

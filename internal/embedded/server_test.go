@@ -7,31 +7,20 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"testing/synctest"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server/ats"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
+
+	"futurebridge/internal/testbed"
 )
 
-func TestMain(m *testing.M) {
-	// The server's process-wide clock goroutine must not be born inside a bubble, where it would never end.
-	ats.Register()
-	code := m.Run()
-	ats.Unregister()
-	if err := goleak.Find(); code == 0 && err != nil {
-		println(err.Error())
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { testbed.Main(m) }
 
 func TestStoredMessagesSurviveARestart(t *testing.T) {
 	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
 		s, err := Start(Options{StoreDir: dir})
 		require.NoError(t, err)
 		require.Empty(t, s.ClientURL())

@@ -9,12 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
-
-	"futurebridge/internal/publish"
 )
 
 // cost is what something needed: the most heap in use at a time, and time of processors, which is the same on a machine
@@ -73,18 +68,7 @@ func BenchmarkJudgeAMillionEvents(b *testing.B) {
 // BenchmarkReadAndJudge reads 100,000 events of a real server and judges them as they come. The server is in this process,
 // so its cost is in the figures.
 func BenchmarkReadAndJudge(b *testing.B) {
-	ns, err := server.NewServer(&server.Options{DontListen: true, JetStream: true, StoreDir: b.TempDir(), NoSigs: true, NoLog: true})
-	require.NoError(b, err)
-	ns.Start()
-	defer ns.WaitForShutdown()
-	defer ns.Shutdown()
-	nc, err := nats.Connect("", nats.InProcessServer(ns))
-	require.NoError(b, err)
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	require.NoError(b, err)
-	_, err = publish.Ensure(b.Context(), js, tinker, publish.Options{})
-	require.NoError(b, err)
+	_, js := newServer(b)
 	k := history(25_000)
 	k.run.Live, k.run.DeadlineSlack = nil, 0 // it is stored now, long after what it says
 	store(b, js, k.states)
@@ -92,6 +76,7 @@ func BenchmarkReadAndJudge(b *testing.B) {
 	k.states, k.results = nil, nil
 	for b.Loop() {
 		var report Report
+		var err error
 		cost(b, 100_000, func() { report, err = k.run.Judge(b.Context(), js, tinker) })
 		require.NoError(b, err)
 		require.Empty(b, report.Violations)

@@ -3,26 +3,14 @@ package history
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server/ats"
-	"go.uber.org/goleak"
-
 	"futurebridge/internal/publish"
+	"futurebridge/internal/testbed"
 )
 
-func TestMain(m *testing.M) {
-	ats.Register() // else the server's clock goroutine looks like a leak
-	code := m.Run()
-	ats.Unregister()
-	if err := goleak.Find(); code == 0 && err != nil {
-		println(err.Error())
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { testbed.Main(m) }
 
 var tinker = func() publish.Names {
 	names, err := publish.NewNames("tinker")

@@ -9,19 +9,14 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
-	"futurebridge/internal/embedded"
 	"futurebridge/internal/publish"
+	"futurebridge/internal/testbed"
 )
 
 // newServer is a real one, with the streams of a bridge.
 func newServer(t testing.TB) (*nats.Conn, jetstream.JetStream) {
 	t.Helper()
-	s, err := embedded.Start(embedded.Options{StoreDir: t.TempDir()})
-	require.NoError(t, err)
-	t.Cleanup(s.Shutdown)
-	nc, err := nats.Connect("", nats.InProcessServer(s.InProcess()))
-	require.NoError(t, err)
-	t.Cleanup(nc.Close)
+	nc := testbed.NewServer(t, nil).Connect()
 	js, err := jetstream.New(nc)
 	require.NoError(t, err)
 	_, err = publish.Ensure(t.Context(), js, tinker, publish.Options{})

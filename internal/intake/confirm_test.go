@@ -66,7 +66,7 @@ func TestAnAckIsRepeatedUntilItIsConfirmed(t *testing.T) {
 			bubble(t, func(t *testing.T, w *world) {
 				w.submit("a")
 				lost := &atomic.Int32{}
-				w.wrap = func(conn net.Conn) net.Conn {
+				w.wrap(func(conn net.Conn) net.Conn {
 					l := &lossy{Conn: conn, lost: lost}
 					if c.write != "" {
 						l.write = []byte(c.write)
@@ -74,9 +74,7 @@ func TestAnAckIsRepeatedUntilItIsConfirmed(t *testing.T) {
 						l.answer = []byte(c.answer)
 					}
 					return l
-				}
-				require.NoError(t, w.nc.ForceReconnect())
-				time.Sleep(time.Second)
+				})
 				b := w.bridge(nil)
 				end := b.run(false)
 				lease := b.held()[0].Lease
@@ -107,11 +105,11 @@ func TestAnAckOutlivesARestartOfTheServer(t *testing.T) {
 		b := w.bridge(nil)
 		b.run(true)
 		lease := b.held()[0].Lease
-		w.stop()
+		w.Stop()
 		lease.Ack()
 		time.Sleep(5 * time.Second)
 		require.Equal(t, 1, b.keeper.Held(), "it is not settled before the server says so")
-		w.start()
+		w.Start()
 		time.Sleep(5 * time.Second)
 		require.Zero(t, b.keeper.Held())
 		require.Zero(t, w.work())
@@ -145,9 +143,7 @@ func TestAnItemThatComesAgainBeforeItsAckIsConfirmedIsHeldOnce(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.submit("a")
 		lost := &atomic.Int32{}
-		w.wrap = func(conn net.Conn) net.Conn { return &lossy{Conn: conn, lost: lost, write: []byte("+ACK")} }
-		require.NoError(t, w.nc.ForceReconnect())
-		time.Sleep(time.Second)
+		w.wrap(func(conn net.Conn) net.Conn { return &lossy{Conn: conn, lost: lost, write: []byte("+ACK")} })
 		b := w.bridge(nil)
 		b.run(true)
 		time.Sleep(time.Second)
@@ -174,9 +170,7 @@ func TestASlotIsFreeOnlyWhenTheAckIsConfirmed(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.submitMany(2)
 		lost := &atomic.Int32{}
-		w.wrap = func(conn net.Conn) net.Conn { return &lossy{Conn: conn, lost: lost, write: []byte("+ACK")} }
-		require.NoError(t, w.nc.ForceReconnect())
-		time.Sleep(time.Second)
+		w.wrap(func(conn net.Conn) net.Conn { return &lossy{Conn: conn, lost: lost, write: []byte("+ACK")} })
 		b := w.bridge(func(c *Config) { c.Max = 1 })
 		b.run(true)
 		time.Sleep(time.Second)

@@ -284,9 +284,9 @@ func TestAConsumerThatComesBackAsItWasKeepsItsLeases(t *testing.T) {
 		b.intake.cfg.Consumer = w.consumer // which fails while the server is down
 		b.run(true)
 		time.Sleep(25 * time.Second) // long enough for the server to have written down what it delivered
-		w.stop()
+		w.Stop()
 		time.Sleep(5 * time.Second)
-		w.start()
+		w.Start()
 		time.Sleep(10 * time.Second)
 		w.submit("later")
 		require.Equal(t, []string{"id0", "id1", "id2", "later"}, slices.Sorted(slices.Values(b.ids())))

@@ -105,12 +105,12 @@ func TestABurstThatIsNotSeenByTheServerIsRepeatedAndEarnsNoTrust(t *testing.T) {
 		b.run(true)
 		time.Sleep(25 * time.Second)
 		lease := b.held()[0].Lease
-		w.stop()
+		w.Stop()
 		time.Sleep(10 * time.Second)
 		require.Equal(t, 6, b.counted("bridge_failed_lease_bursts_total"), "once a second since the thirtieth")
 		require.Contains(t, b.log.String(), "leases could not be extended")
 		require.True(t, lease.Trusted())
-		w.start()
+		w.Start()
 		time.Sleep(2 * time.Second)
 		require.Equal(t, 6, b.counted("bridge_lease_extensions_total"), "two in each of three bursts")
 		time.Sleep(5 * time.Minute)
@@ -118,10 +118,10 @@ func TestABurstThatIsNotSeenByTheServerIsRepeatedAndEarnsNoTrust(t *testing.T) {
 		require.Zero(t, w.info().NumRedelivered)
 		require.Len(t, b.held(), 2)
 
-		w.stop()
+		w.Stop()
 		time.Sleep(28 * time.Second)
 		require.False(t, lease.Trusted())
-		w.start()
+		w.Start()
 		time.Sleep(time.Minute)
 		held := b.held()
 		require.Len(t, held, 4, "what was let go comes again")
@@ -211,9 +211,8 @@ func (s *slow) Read(p []byte) (int, error) {
 func TestABurstDoesNotReviveALeaseThatIsLostMeanwhile(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		w.submitMany(2)
-		w.wrap = func(conn net.Conn) net.Conn { return &slow{conn, 4 * time.Second} }
-		require.NoError(t, w.nc.ForceReconnect())
-		time.Sleep(10 * time.Second)
+		w.wrap(func(conn net.Conn) net.Conn { return &slow{conn, 4 * time.Second} })
+		time.Sleep(9 * time.Second)
 		b := w.bridge(nil)
 		end := b.run(false)
 		time.Sleep(time.Second)

@@ -1,80 +1,49 @@
 package intake
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats-server/v2/server/ats"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"futurebridge/internal/publish"
+	"futurebridge/internal/testbed"
 )
 
-func TestMain(m *testing.M) {
-	// The server's process-wide clock goroutine must not be born inside a bubble, where it would never end.
-	ats.Register()
-	code := m.Run()
-	ats.Unregister()
-	if err := goleak.Find(); code == 0 && err != nil {
-		println(err.Error())
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { testbed.Main(m) }
 
 // ackWait of the consumer in all tests: bursts every 10 s, and trust for 27 s.
 const ackWait = 30 * time.Second
 
-// world is a real server, in virtual time, whose streams and consumer stand. Its store outlives its restarts.
+// world is a real server, in virtual time, whose streams and consumer stand.
 type world struct {
+	*testbed.Server
 	t     *testing.T
-	dir   string
 	names publish.Names
 	nc    *nats.Conn // the bridge's
 	js    jetstream.JetStream
 	other *nats.Conn // somebody else's
 	acks  acks
-
-	mu     sync.Mutex
-	server *server.Server
-	wrap   func(net.Conn) net.Conn // around the connections of the bridge; nil: none
-	closes []func()
 }
 
 func bubble(t *testing.T, test func(t *testing.T, w *world)) {
 	t.Helper()
-	dir := t.TempDir()
-	names, err := publish.NewNames("tinker")
-	require.NoError(t, err)
-	// nats.go keeps timers in a sync.Pool; one of an earlier bubble is fatal in this one. Two collections empty it.
-	runtime.GC()
-	runtime.GC()
-	synctest.Test(t, func(t *testing.T) {
-		w := &world{t: t, dir: dir, names: names}
-		w.start()
-		defer func() {
-			for _, end := range w.closes {
-				end()
-			}
-			w.stop()
-		}()
-		w.nc, w.other = w.connect(true), w.connect(false)
+	testbed.Bubble(t, func(t *testing.T) {
+		w := &world{t: t, Server: testbed.NewServer(t, nil)}
+		w.nc, w.other = w.Connect(), w.Connect()
+		var err error
+		w.names, err = publish.NewNames("tinker")
+		require.NoError(t, err)
 		w.js, err = jetstream.New(w.nc)
 		require.NoError(t, err)
 		w.ensure()
@@ -83,50 +52,12 @@ func bubble(t *testing.T, test func(t *testing.T, w *world)) {
 	})
 }
 
-func (w *world) start() {
-	s, err := server.NewServer(&server.Options{DontListen: true, JetStream: true, StoreDir: w.dir, NoSigs: true, NoLog: true})
-	require.NoError(w.t, err)
-	s.Start()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.server = s
-}
-
-func (w *world) stop() {
-	w.mu.Lock()
-	s := w.server
-	w.server = nil
-	w.mu.Unlock()
-	if s != nil {
-		s.Shutdown()
-		s.WaitForShutdown()
-	}
-}
-
-// provider is how nats.go connects, and connects again.
-type provider func() (net.Conn, error)
-
-func (p provider) InProcessConn() (net.Conn, error) { return p() }
-
-func (w *world) connect(bridge bool) *nats.Conn {
-	dial := func() (net.Conn, error) {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		if w.server == nil {
-			return nil, errors.New("the server is down")
-		}
-		conn, err := w.server.InProcessConn()
-		if err == nil && bridge && w.wrap != nil {
-			conn = w.wrap(conn)
-		}
-		return conn, err
-	}
-	nc, err := nats.Connect("", nats.InProcessServer(provider(dial)), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1),
-		nats.ReconnectWait(100*time.Millisecond), nats.ReconnectJitter(0, 0),
-		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
-	require.NoError(w.t, err)
-	w.closes = append(w.closes, nc.Close)
-	return nc
+// wrap makes the bridge's connection anew, with something around it.
+func (w *world) wrap(around func(net.Conn) net.Conn) {
+	w.t.Helper()
+	w.Wrap(around)
+	require.NoError(w.t, w.nc.ForceReconnect())
+	time.Sleep(time.Second)
 }
 
 // ensure makes what is missing of the streams and the consumer.
@@ -234,7 +165,7 @@ type bridge struct {
 	keeper *Keeper
 	intake *Intake
 	reg    *prometheus.Registry
-	log    *logged
+	log    testbed.Log
 
 	mu    sync.Mutex
 	items []Item
@@ -244,12 +175,12 @@ type bridge struct {
 // bridge makes a bridge that does nothing yet.
 func (w *world) bridge(change func(*Config)) *bridge {
 	w.t.Helper()
-	b := &bridge{w: w, reg: prometheus.NewRegistry(), log: &logged{}}
-	metrics, log := NewMetrics(b.reg), slog.New(slog.NewTextHandler(b.log, nil))
+	b := &bridge{w: w, reg: prometheus.NewRegistry()}
+	metrics, log := NewMetrics(b.reg), slog.New(slog.NewTextHandler(&b.log, nil))
 	var err error
 	b.keeper, err = NewKeeper(w.nc, ackWait, metrics, log)
 	require.NoError(w.t, err)
-	w.closes = append([]func(){func() { _ = b.keeper.Close() }}, w.closes...)
+	w.t.Cleanup(func() { _ = b.keeper.Close() })
 	publisher := publish.New(publish.Config{Conn: w.nc, JetStream: w.js, Names: w.names, MaxInline: 1 << 10})
 	cfg := Config{
 		Keeper: b.keeper, Max: 1000, Consumer: w.consumer, CheckID: publish.CheckID,
@@ -306,7 +237,7 @@ func (b *bridge) run(leases bool) (end func()) {
 			keeper.Wait()
 		})
 	}
-	b.w.closes = append([]func(){end}, b.w.closes...)
+	b.w.t.Cleanup(end)
 	return end
 }
 
@@ -321,22 +252,4 @@ func (b *bridge) counted(name string) int {
 	}
 	require.Fail(b.w.t, "no such counter", name)
 	return 0
-}
-
-// logged is a log that can be read while it is written.
-type logged struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
 }

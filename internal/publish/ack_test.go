@@ -107,7 +107,7 @@ func TestWhatIsNotKnownToBeStoredIsSentAgainUnchanged(t *testing.T) {
 func TestTriesAreSpacedOutUpToTwoSeconds(t *testing.T) {
 	scripted(t, func(t *testing.T, g *rig) {
 		var at []time.Time
-		nc := g.connect()
+		nc := g.Connect()
 		_, err := nc.Subscribe("ingest.tinker.state.a", func(m *nats.Msg) {
 			at = append(at, time.Now())
 			_ = m.Respond([]byte(refusal(10167, "")))
@@ -184,7 +184,7 @@ func TestAConflictWithoutANumberTakesWhatIsStored(t *testing.T) {
 
 func TestAnAckThatComesTooLateIsNotTakenForAnother(t *testing.T) {
 	scripted(t, func(t *testing.T, g *rig) {
-		nc := g.connect()
+		nc := g.Connect()
 		_, err := nc.Subscribe("ingest.tinker.state.*", func(m *nats.Msg) {
 			earlier := m.Reply[:strings.LastIndexByte(m.Reply, '.')] + ".0" // the same waiter's, when it asked before
 			for range lateAcks {

@@ -1,7 +1,6 @@
 package publish
 
 import (
-	"context"
 	"fmt"
 	"runtime"
 	"sync/atomic"
@@ -15,12 +14,7 @@ import (
 func benchmark(b *testing.B, do func(g *rig, r *poll.Request) error) {
 	for _, parallel := range []int{1, 256} {
 		b.Run(fmt.Sprintf("%d-in-flight", parallel), func(b *testing.B) {
-			n := &node{t: b, dir: b.TempDir()}
-			defer n.close()
-			n.start()
-			g := n.rig(setup{})
-			g.ctx = context.Background()
-			g.ensure(nil)
+			g := newRig(b, setup{})
 			var id, failures atomic.Int64
 			b.SetParallelism(max(1, parallel/runtime.GOMAXPROCS(0)))
 			b.ReportAllocs()
@@ -71,12 +65,7 @@ func BenchmarkTransitionMessage(b *testing.B) {
 
 // BenchmarkLookup is the look at 500 requests of which none has ended.
 func BenchmarkLookup(b *testing.B) {
-	n := &node{t: b, dir: b.TempDir()}
-	defer n.close()
-	n.start()
-	g := n.rig(setup{})
-	g.ctx = context.Background()
-	g.ensure(nil)
+	g := newRig(b, setup{})
 	requests := make([]*poll.Request, 500)
 	for i := range requests {
 		requests[i] = request(fmt.Sprint("request-", i))

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/stretchr/testify/require"
 )
@@ -22,11 +21,9 @@ type cutter struct {
 }
 
 // cut makes the next answer with this text the last of its connection. Connections made before keep whole.
-func (n *node) cut(text string) *cutter {
+func (g *rig) cut(text string) *cutter {
 	c := &cutter{text: text}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.wrap = func(conn net.Conn) net.Conn { return &cutConn{conn, c} }
+	g.Wrap(func(conn net.Conn) net.Conn { return &cutConn{conn, c} })
 	return c
 }
 
@@ -55,17 +52,17 @@ func (c *cutConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// scripted is a publisher on a server without JetStream, where a test answers in its place.
+// scripted is a publisher on a server without streams, where a test answers in its place.
 func scripted(t *testing.T, test func(t *testing.T, g *rig)) {
 	t.Helper()
-	bubble(t, setup{without: true, server: server.Options{}}, func(t *testing.T, g *rig) { test(t, g) })
+	bubble(t, noStreams, test)
 }
 
 // answer replies to publishes and direct gets on a subject with each answer in turn, and the last for ever. An empty
 // answer is none; one that begins with "NATS/1.0" has headers. It returns what was asked.
-func (n *node) answer(subject string, answers ...string) (asked func() []*nats.Msg) {
-	n.t.Helper()
-	nc := n.connect()
+func (g *rig) answer(subject string, answers ...string) (asked func() []*nats.Msg) {
+	g.t.Helper()
+	nc := g.Connect()
 	var mu sync.Mutex
 	var got []*nats.Msg
 	_, err := nc.Subscribe(subject, func(m *nats.Msg) {
@@ -79,13 +76,13 @@ func (n *node) answer(subject string, answers ...string) (asked func() []*nats.M
 		reply := &nats.Msg{Subject: m.Reply, Data: []byte(a)}
 		if head, body, ok := strings.Cut(a, "\r\n\r\n"); ok {
 			header, err := nats.DecodeHeadersMsg([]byte(head + "\r\n\r\n"))
-			require.NoError(n.t, err)
+			require.NoError(g.t, err)
 			reply.Header, reply.Data = header, []byte(body)
 		}
 		_ = nc.PublishMsg(reply)
 	})
-	require.NoError(n.t, err)
-	require.NoError(n.t, nc.Flush())
+	require.NoError(g.t, err)
+	require.NoError(g.t, nc.Flush())
 	return func() []*nats.Msg {
 		mu.Lock()
 		defer mu.Unlock()

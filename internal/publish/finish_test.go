@@ -53,7 +53,7 @@ func TestAnAckLostWhileFinishingChangesNothing(t *testing.T) {
 		t.Run(stream, func(t *testing.T) {
 			bubble(t, setup{}, func(t *testing.T, g *rig) {
 				cut := g.cut(`"stream":"` + stream + `"`)
-				other := g.node.rig(setup{})
+				other := g.another()
 				result := failing()
 				result.Elapsed = time.Hour
 				require.NoError(t, other.Finish(g.ctx, request("a"), result))

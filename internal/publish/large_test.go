@@ -160,7 +160,7 @@ func TestALargeResultWhoseAckWasLostKeepsItsObject(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, setup{}, func(t *testing.T, g *rig) {
 				cut := g.cut(text)
-				other := g.node.rig(setup{})
+				other := g.another()
 				result := sized(maxChunk + 100)
 				require.NoError(t, other.Finish(g.ctx, request("a"), result))
 				require.Equal(t, 1, cut.cuts)
@@ -186,8 +186,8 @@ func TestALargeResultWaitsForItsBucket(t *testing.T) {
 			return func() { g.update("OBJ_TINKER_LARGE", func(c *jetstream.StreamConfig) { c.MaxBytes = -1 }) }
 		},
 		"server down": func(g *rig) func() {
-			g.stop()
-			return g.start
+			g.Stop()
+			return g.Start
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

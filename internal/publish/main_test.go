@@ -1,42 +1,27 @@
 package publish
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"net"
-	"os"
-	"runtime"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats-server/v2/server/ats"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"futurebridge/internal/poll"
+	"futurebridge/internal/testbed"
 )
 
-func TestMain(m *testing.M) {
-	// The server's process-wide clock goroutine must not be born inside a bubble, where it would never end.
-	ats.Register()
-	code := m.Run()
-	ats.Unregister()
-	if err := goleak.Find(); code == 0 && err != nil {
-		println(err.Error())
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { testbed.Main(m) }
 
 var tinker = must(NewNames("tinker"))
 
@@ -47,77 +32,13 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// node is one real server, whose store outlives its restarts, and connections to it that wait for it.
-type node struct {
-	t    testing.TB
-	dir  string
-	opts server.Options
-
-	mu     sync.Mutex
-	srv    *server.Server
-	closes []func()
-	wrap   func(net.Conn) net.Conn // around each new connection; nil: none
-}
-
-// InProcessConn is how nats.go connects, and connects again.
-func (n *node) InProcessConn() (net.Conn, error) {
-	n.mu.Lock()
-	srv, wrap := n.srv, n.wrap
-	n.mu.Unlock()
-	if srv == nil {
-		return nil, fmt.Errorf("the server is down")
-	}
-	conn, err := srv.InProcessConn()
-	if err == nil && wrap != nil {
-		conn = wrap(conn)
-	}
-	return conn, err
-}
-
-func (n *node) start() {
-	opts := n.opts
-	opts.DontListen, opts.JetStream, opts.StoreDir, opts.NoSigs, opts.NoLog = true, true, n.dir, true, true
-	srv, err := server.NewServer(&opts)
-	require.NoError(n.t, err)
-	srv.Start()
-	n.mu.Lock()
-	n.srv = srv
-	n.mu.Unlock()
-}
-
-func (n *node) stop() {
-	n.mu.Lock()
-	srv := n.srv
-	n.srv = nil
-	n.mu.Unlock()
-	if srv != nil {
-		srv.Shutdown()
-		srv.WaitForShutdown()
-	}
-}
-
-func (n *node) connect() *nats.Conn {
-	n.t.Helper()
-	nc, err := nats.Connect("", nats.InProcessServer(n), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1),
-		nats.ReconnectWait(100*time.Millisecond), nats.ReconnectJitter(0, 0), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
-	require.NoError(n.t, err)
-	n.closes = append(n.closes, nc.Close)
-	return nc
-}
-
-func (n *node) close() {
-	for _, c := range n.closes {
-		c()
-	}
-	n.stop()
-}
-
 // rig is a publisher on a real server.
 type rig struct {
-	*node
+	*testbed.Server
 	*Publisher
+	t   testing.TB
 	ctx context.Context
-	log *logged
+	log testbed.Log
 }
 
 type setup struct {
@@ -130,48 +51,38 @@ type setup struct {
 // bubble runs a test in virtual time, on a server of its own whose streams stand.
 func bubble(t *testing.T, o setup, test func(t *testing.T, g *rig)) {
 	t.Helper()
-	dir := t.TempDir()
-	// nats.go keeps timers in a sync.Pool; one of an earlier bubble is fatal in this one. Two collections empty it.
-	runtime.GC()
-	runtime.GC()
-	synctest.Test(t, func(t *testing.T) {
-		n := &node{t: t, dir: dir, opts: o.server}
-		defer n.close()
-		n.start()
-		g := n.rig(o)
-		g.ctx = t.Context()
-		if !o.without {
-			g.ensure(o.streams)
-		}
-		test(t, g)
-	})
+	testbed.Bubble(t, func(t *testing.T) { test(t, newRig(t, o)) })
 }
 
-// rig makes another publisher with a connection of its own: another bridge.
-func (n *node) rig(o setup) *rig {
-	if o.maxInline == 0 {
-		o.maxInline = 512 << 10
+func newRig(t testing.TB, o setup) *rig {
+	t.Helper()
+	o.server.JetStream = true
+	g := newBridge(t, testbed.NewServer(t, &o.server), o.maxInline)
+	if !o.without {
+		g.ensure(o.streams)
 	}
-	nc := n.connect()
+	return g
+}
+
+// another is another bridge: a publisher on the same server with a connection of its own.
+func (g *rig) another() *rig { return newBridge(g.t, g.Server, g.maxInline) }
+
+func newBridge(t testing.TB, s *testbed.Server, maxInline int64) *rig {
+	nc := s.Connect()
 	js, err := jetstream.New(nc)
-	require.NoError(n.t, err)
-	g := &rig{node: n, log: &logged{}, ctx: context.Background()}
+	require.NoError(t, err)
+	g := &rig{Server: s, t: t, ctx: t.Context()}
 	g.Publisher = New(Config{
-		Conn: nc, JetStream: js, Names: tinker, MaxInline: o.maxInline,
-		Metrics: NewMetrics(prometheus.NewRegistry()), Log: slog.New(slog.NewTextHandler(g.log, nil)),
+		Conn: nc, JetStream: js, Names: tinker, MaxInline: cmp.Or(maxInline, 512<<10),
+		Metrics: NewMetrics(prometheus.NewRegistry()), Log: slog.New(slog.NewTextHandler(&g.log, nil)),
 	})
 	return g
 }
 
-// ensure makes the streams, each with a change to its configuration. In a bubble the server compares the virtual times of
-// messages with the real time of its process-wide clock: a stream's age limit must cover the years between the two.
+// ensure makes the streams, each with a change to its configuration.
 func (g *rig) ensure(change func(*jetstream.StreamConfig)) {
 	g.t.Helper()
-	const century = 100 * 365 * 24 * time.Hour
 	for _, cfg := range tinker.Streams(Options{}) {
-		if cfg.MaxAge > 0 {
-			cfg.MaxAge = century
-		}
 		if change != nil {
 			change(&cfg)
 		}
@@ -331,22 +242,4 @@ func completed(body string) poll.Result {
 func in(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
-}
-
-// logged is a log that a test may read while it is written.
-type logged struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
 }

@@ -56,10 +56,10 @@ func TestEventsSurviveARestartOfTheServer(t *testing.T) {
 			})
 		}
 		in(2 * time.Second)
-		g.stop()
+		g.Stop()
 		in(30 * time.Second)
 		require.NotEmpty(t, g.Trouble())
-		g.start()
+		g.Start()
 		wg.Wait()
 		require.Empty(t, g.Trouble())
 		for i := range requests {
@@ -79,13 +79,13 @@ func TestAServerThatStopsWithTheMessageInHandHasItOnce(t *testing.T) {
 	bubble(t, setup{}, func(t *testing.T, g *rig) {
 		// The server stores the message and its answer is lost; when the publisher asks again, it has been restarted.
 		cut := g.cut(`"stream":"TINKER_STATES"`)
-		other := g.node.rig(setup{})
+		other := g.another()
 		r := request("a")
 		go func() {
 			time.Sleep(time.Second)
-			g.stop()
+			g.Stop()
 			time.Sleep(20 * time.Second)
-			g.start()
+			g.Start()
 		}()
 		other.logs(r, "active", 1)
 		require.Equal(t, 1, cut.cuts)
@@ -145,12 +145,12 @@ func TestWhatDoesNotFitIsHeldUntilItDoes(t *testing.T) {
 		{
 			"the account's limit", setup{},
 			func(g *rig) {
-				_ = g.srv.GlobalAccount().UpdateJetStreamLimits(map[string]server.JetStreamAccountLimits{
+				_ = g.Running().GlobalAccount().UpdateJetStreamLimits(map[string]server.JetStreamAccountLimits{
 					"": {MaxMemory: -1, MaxStore: -1, MaxStreams: -1, MaxConsumers: -1, MaxAckPending: -1, MemoryMaxStreamBytes: -1, StoreMaxStreamBytes: -1},
 				})
 			}, "err_code=10002",
 			func(g *rig) error {
-				err := g.srv.GlobalAccount().UpdateJetStreamLimits(map[string]server.JetStreamAccountLimits{
+				err := g.Running().GlobalAccount().UpdateJetStreamLimits(map[string]server.JetStreamAccountLimits{
 					"": {MaxMemory: -1, MaxStore: 100, MaxStreams: -1, MaxConsumers: -1, MaxAckPending: -1, MemoryMaxStreamBytes: -1, StoreMaxStreamBytes: -1},
 				})
 				if err != nil {
@@ -233,13 +233,13 @@ func TestAReadThatFailsIsTriedUntilItSucceeds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, setup{}, func(t *testing.T, g *rig) {
-				g.stop()
+				g.Stop()
 				done := make(chan error, 1)
 				go func() { done <- read(g) }()
 				in(20 * time.Second)
 				require.Empty(t, done)
 				require.Contains(t, g.Trouble(), "reading it")
-				g.start()
+				g.Start()
 				require.NoError(t, <-done)
 				require.Empty(t, g.Trouble(), "no publish is needed to end it")
 			})

@@ -15,13 +15,13 @@ import (
 )
 
 // listen subscribes with a connection of its own; the returned function gives what has come since.
-func (n *node) listen(subject string) (heard func() []*nats.Msg) {
-	n.t.Helper()
-	nc := n.connect()
+func (g *rig) listen(subject string) (heard func() []*nats.Msg) {
+	g.t.Helper()
+	nc := g.Connect()
 	messages := make(chan *nats.Msg, 1000)
 	_, err := nc.ChanSubscribe(subject, messages)
-	require.NoError(n.t, err)
-	require.NoError(n.t, nc.Flush())
+	require.NoError(g.t, err)
+	require.NoError(g.t, nc.Flush())
 	return func() []*nats.Msg {
 		synctest.Wait()
 		out := []*nats.Msg{}
@@ -98,7 +98,7 @@ func (g *rig) race(n int, do func(i int, g *rig, r *poll.Request) error) ([]*rig
 	g.t.Helper()
 	rigs, requests, errs := make([]*rig, n), make([]*poll.Request, n), make([]error, n)
 	for i := range n {
-		rigs[i], requests[i] = g.node.rig(setup{maxInline: g.maxInline}), request("contested")
+		rigs[i], requests[i] = g.another(), request("contested")
 	}
 	var wg sync.WaitGroup
 	for i := range n {

@@ -360,7 +360,7 @@ func TestBridgesThatStartTogetherAgree(t *testing.T) {
 		var wg sync.WaitGroup
 		errs := make([]error, 6)
 		for i := range errs {
-			js := g.node.rig(noStreams).js
+			js := g.another().js
 			wg.Go(func() { _, errs[i] = Ensure(g.ctx, js, tinker, Options{}) })
 		}
 		wg.Wait()
@@ -381,7 +381,7 @@ func TestTwoPrefixesStandSideBySide(t *testing.T) {
 
 func TestEnsureSaysWhatItCouldNotLookUp(t *testing.T) {
 	bubble(t, noStreams, func(t *testing.T, g *rig) {
-		g.stop()
+		g.Stop()
 		ctx, cancel := context.WithTimeout(g.ctx, 3*time.Second)
 		defer cancel()
 		_, err := Ensure(ctx, g.js, tinker, Options{})

@@ -55,7 +55,7 @@ func TestALongLogKeepsItsLatestStates(t *testing.T) {
 func TestAStateWhoseAckWasLostIsStoredOnce(t *testing.T) {
 	bubble(t, setup{}, func(t *testing.T, g *rig) {
 		cut := g.cut(`"stream":"TINKER_STATES"`)
-		other := g.node.rig(setup{})
+		other := g.another()
 		r := request("a")
 		other.logs(r, "active", 1)
 		require.Equal(t, 1, cut.cuts)
