@@ -170,7 +170,7 @@ func (b *bridge) consumer(ctx context.Context) (intake.Consumer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return intake.NewPuller(b.nc, b.js, found), nil
+	return intake.NewPuller(b.nc, publish.APIPrefix(b.js), found), nil
 }
 
 // checkTimeout rejects what would outlive its own log.

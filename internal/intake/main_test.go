@@ -99,7 +99,7 @@ func (w *world) consumer(ctx context.Context) (Consumer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return NewPuller(w.nc, w.js, c), nil
+	return NewPuller(w.nc, publish.APIPrefix(w.js), c), nil
 }
 
 func (w *world) info() *jetstream.ConsumerInfo {

@@ -42,18 +42,10 @@ type Puller struct {
 	huge     atomic.Bool // the next item alone is over fetchBytes
 }
 
-// NewPuller makes a puller of a consumer that js found.
-func NewPuller(nc *nats.Conn, js jetstream.JetStream, consumer jetstream.Consumer) *Puller {
-	o := js.Options()
-	prefix := strings.TrimSuffix(jetstream.DefaultAPIPrefix, ".")
-	switch {
-	case o.APIPrefix != "":
-		prefix = strings.TrimSuffix(o.APIPrefix, ".")
-	case o.Domain != "":
-		prefix = "$JS." + o.Domain + ".API"
-	}
+// NewPuller makes a puller of a consumer that was found through a JetStream API whose subjects begin with apiPrefix.
+func NewPuller(nc *nats.Conn, apiPrefix string, consumer jetstream.Consumer) *Puller {
 	info := consumer.CachedInfo()
-	return &Puller{nc: nc, next: prefix + ".CONSUMER.MSG.NEXT." + info.Stream + "." + info.Name, consumer: consumer}
+	return &Puller{nc: nc, next: apiPrefix + ".CONSUMER.MSG.NEXT." + info.Stream + "." + info.Name, consumer: consumer}
 }
 
 // Info implements Consumer.

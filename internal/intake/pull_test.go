@@ -7,6 +7,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/stretchr/testify/require"
+
+	"futurebridge/internal/publish"
 )
 
 // What a server with replicas sends in which order depends on its followers, so here a script takes its place.
@@ -57,7 +59,7 @@ func TestAFetchEndsWhenAllHasComeThatTheServerSays(t *testing.T) {
 				synctest.Wait() // the server has it
 				consumer, err := w.js.Consumer(t.Context(), w.names.WorkStream(), w.names.Consumer())
 				require.NoError(t, err)
-				p := NewPuller(w.nc, w.js, consumer)
+				p := NewPuller(w.nc, publish.APIPrefix(w.js), consumer)
 				p.next = sub.Subject
 				begin, got := time.Now(), 0
 				batch, err := p.Fetch(3, 2*time.Second)

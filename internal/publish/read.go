@@ -74,7 +74,7 @@ func (p *Publisher) directLast(ctx context.Context, stream, subject string) (*je
 func (p *Publisher) fromLeader(ctx context.Context, stream string, which map[string]any) (*jetstream.RawStreamMsg, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
-	reply, err := p.nc.RequestWithContext(ctx, apiPrefix(p.js)+".STREAM.MSG.GET."+stream, marshal(which))
+	reply, err := p.nc.RequestWithContext(ctx, APIPrefix(p.js)+".STREAM.MSG.GET."+stream, marshal(which))
 	if err != nil {
 		return nil, err
 	}
@@ -113,19 +113,20 @@ func DirectLast(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, stre
 }
 
 func direct(js jetstream.JetStream, stream string) string {
-	return apiPrefix(js) + ".DIRECT.GET." + stream
+	return APIPrefix(js) + ".DIRECT.GET." + stream
 }
 
-func apiPrefix(js jetstream.JetStream) string {
-	o := js.Options()
-	prefix := strings.TrimSuffix(jetstream.DefaultAPIPrefix, ".")
-	switch {
+// APIPrefix is what the subjects of the server's JetStream API begin with, without a dot at its end: "$JS.API", unless js
+// is for a domain or has a prefix of its own.
+func APIPrefix(js jetstream.JetStream) string {
+	switch o := js.Options(); {
 	case o.APIPrefix != "":
-		prefix = strings.TrimSuffix(o.APIPrefix, ".")
+		return strings.TrimSuffix(o.APIPrefix, ".")
 	case o.Domain != "":
-		prefix = "$JS." + o.Domain + ".API"
+		return "$JS." + o.Domain + ".API"
+	default:
+		return strings.TrimSuffix(jetstream.DefaultAPIPrefix, ".")
 	}
-	return prefix
 }
 
 // rawMessage reads the answer to a direct get; nil: there is no such message.
