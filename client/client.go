@@ -18,7 +18,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -71,9 +70,6 @@ type Client struct {
 	nc    *nats.Conn
 	js    jetstream.JetStream
 	names publish.Names
-
-	mu      sync.Mutex
-	streams map[string]jetstream.Stream // looked up once
 }
 
 // Option of New.
@@ -106,25 +102,7 @@ func New(nc *nats.Conn, opts ...Option) (*Client, error) {
 			return nil, err
 		}
 	}
-	return &Client{nc: nc, js: s.js, names: names, streams: map[string]jetstream.Stream{}}, nil
-}
-
-// stream finds a stream by its name: the subjects it stores are not the ones it listens on.
-func (c *Client) stream(ctx context.Context, name string) (jetstream.Stream, error) {
-	c.mu.Lock()
-	stream := c.streams[name]
-	c.mu.Unlock()
-	if stream != nil {
-		return stream, nil
-	}
-	stream, err := c.js.Stream(ctx, name)
-	if err != nil {
-		return nil, c.explain(ctx, name, err)
-	}
-	c.mu.Lock()
-	c.streams[name] = stream
-	c.mu.Unlock()
-	return stream, nil
+	return &Client{nc: nc, js: s.js, names: names}, nil
 }
 
 // explain adds to an error of NATS what it means here; nil stays nil.

@@ -19,17 +19,17 @@ const (
 	lookTimeout   = 5 * time.Second
 	firstLook     = 5 * time.Second  // waiters look at the stream this often at first,
 	longestLook   = 30 * time.Second // and this often in the end
-	objectTimeout = time.Hour
+	objectTimeout = time.Hour        // for reading a large result under a context without a deadline
 )
 
 // Result is what the upstream answered: its bytes as they came.
 type Result struct {
 	RequestID   string
 	ContentType string
-	Size        int64 // bytes
-	Polls       int   // how often the upstream was asked
-	SubmittedAt time.Time
-	Seq         uint64 // its sequence number in the results stream
+	Size        int64     // bytes
+	Polls       int       // how often the upstream was asked
+	SubmittedAt time.Time // when the submission was stored, by the server's clock
+	Seq         uint64    // its sequence number in the results stream
 
 	data  []byte
 	large *publish.LargeRef
@@ -128,7 +128,8 @@ func (c *Client) Wait(ctx context.Context, id string) (*Result, error) {
 	connected := c.nc.StatusChanged(nats.CONNECTED) // what ended during an outage was not told to us
 	defer c.nc.RemoveStatusListener(connected)
 	if c.nc.IsConnected() {
-		// Only after the server has the subscription does a look miss nothing that the subscription misses too.
+		// Only after the server has the subscription does a look miss nothing that the subscription misses too. That it
+		// could not be told in time is no failure: later looks make up for it.
 		if err := c.flush(ctx); err != nil && ctx.Err() != nil {
 			return nil, ctx.Err()
 		}

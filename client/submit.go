@@ -146,6 +146,7 @@ func (c *Client) acked(ctx context.Context, p pending) error {
 	}
 }
 
+// wait prefers an ack that is there to a context that has ended too.
 func wait(ctx context.Context, ack jetstream.PubAckFuture) error {
 	select {
 	case <-ack.Ok():

@@ -34,14 +34,14 @@ type WatchOptions struct {
 // Event is one record of a request's log.
 type Event struct {
 	RequestID   string
-	Seq         uint64 // its sequence number in the states stream
-	Closing     bool   // the log's last record: the request has ended
-	Status      string // the queue state; on the closing record how the request ended
-	Previous    string // the queue state before, if there was one
-	Reason      string // the upstream's words for the state, if it gave any
-	Polls       int    // how often the upstream had been asked
-	Time        time.Time
-	SubmittedAt time.Time
+	Seq         uint64    // its sequence number in the states stream
+	Closing     bool      // the log's last record: the request has ended
+	Status      string    // the queue state; on the closing record how the request ended
+	Previous    string    // the queue state before, if there was one
+	Reason      string    // the upstream's words for the state, if it gave any
+	Polls       int       // how often the upstream had been asked
+	Time        time.Time // when the bridge learnt of it, by the bridge's clock
+	SubmittedAt time.Time // when the submission was stored, by the server's clock
 
 	// Of a closing record:
 	Elapsed     time.Duration // from submission to end
@@ -63,9 +63,10 @@ func (c *Client) Watch(ctx context.Context, o WatchOptions) iter.Seq2[Event, err
 			yield(Event{}, err)
 			return
 		}
-		stream, err := c.stream(ctx, c.names.StatesStream())
+		// By its name: a server finds no stream by the subjects that this one stores.
+		stream, err := c.js.Stream(ctx, c.names.StatesStream())
 		if err != nil {
-			yield(Event{}, err)
+			yield(Event{}, c.explain(ctx, c.names.StatesStream(), err))
 			return
 		}
 		for retry := 100 * time.Millisecond; ; retry = min(2*retry, longestRetry) {
