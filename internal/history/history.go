@@ -34,7 +34,7 @@ type Record struct {
 // Read reads a whole event stream. It fails if it got less than the stream holds, or if the stream changed meanwhile.
 func Read(ctx context.Context, js jetstream.JetStream, names publish.Names, stream string) ([]Record, error) {
 	var records []Record
-	err := Each(ctx, js, names, stream, func(r Record) { records = append(records, r) })
+	err := readEach(ctx, js, names, stream, func(r Record) { records = append(records, r) })
 	return records, err
 }
 
@@ -44,14 +44,14 @@ const (
 	readWait  = 10 * time.Second // between two messages of a stream that stands still
 )
 
-// Each is Read without a copy of everything in memory.
-func Each(ctx context.Context, js jetstream.JetStream, names publish.Names, stream string, each func(Record)) error {
+// readEach is Read without a copy of everything in memory.
+func readEach(ctx context.Context, js jetstream.JetStream, names publish.Names, stream string, each func(Record)) error {
 	s, err := js.Stream(ctx, stream)
 	if err != nil {
 		return fmt.Errorf("stream %s: %w", stream, err)
 	}
 	holds := s.CachedInfo().State
-	if err := read(ctx, s, holds.Msgs, func(m jetstream.Msg, meta *jetstream.MsgMetadata) {
+	if err := readMessages(ctx, s, holds.Msgs, func(m jetstream.Msg, meta *jetstream.MsgMetadata) {
 		r := Record{Stream: stream, Seq: meta.Sequence.Stream, Time: meta.Timestamp}
 		r.Event, r.Err = names.Decode(m.Subject(), m.Headers(), m.Data())
 		if r.Err == nil {
@@ -71,7 +71,7 @@ func Each(ctx context.Context, js jetstream.JetStream, names publish.Names, stre
 	return nil
 }
 
-func read(ctx context.Context, s jetstream.Stream, count uint64, each func(jetstream.Msg, *jetstream.MsgMetadata)) error {
+func readMessages(ctx context.Context, s jetstream.Stream, count uint64, each func(jetstream.Msg, *jetstream.MsgMetadata)) error {
 	if count == 0 {
 		return nil
 	}
@@ -116,8 +116,8 @@ func missing(e publish.Event, header nats.Header) string {
 	return strings.Join(wrong, ", ")
 }
 
-// Objects reads results that were too large for a message.
-func Objects(ctx context.Context, js jetstream.JetStream, names publish.Names) func(name string) ([]byte, error) {
+// objects reads results that were too large for a message.
+func objects(ctx context.Context, js jetstream.JetStream, names publish.Names) func(name string) ([]byte, error) {
 	return func(name string) ([]byte, error) {
 		bucket, err := js.ObjectStore(ctx, names.LargeBucket())
 		if err != nil {

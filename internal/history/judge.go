@@ -89,7 +89,7 @@ type Run struct {
 	Faults     int // injected
 }
 
-// Report is the verdict. Each violation names the request and the rule.
+// Report is the verdict: without violations every promise was kept. Each of them names the request and the rule.
 type Report struct {
 	Accepted, Terminal                         int // requests, not submissions
 	Lost, Duplicate, AfterTerminal, Disordered int
@@ -101,9 +101,6 @@ type Report struct {
 
 const maxViolations = 1000
 
-// OK reports whether every promise was kept.
-func (r *Report) OK() bool { return len(r.Violations) == 0 }
-
 func (r *Report) violate(count *int, rule Rule, id, format string, args ...any) {
 	*count++
 	if r.Broken[rule]++; len(r.Violations) < maxViolations {
@@ -111,7 +108,7 @@ func (r *Report) violate(count *int, rule Rule, id, format string, args ...any) 
 	}
 }
 
-// of the run as a whole, not of a request.
+// violateRun is for what is wrong with the run as a whole, not with a request.
 func (r *Report) violateRun(rule Rule, format string, args ...any) {
 	r.Broken[rule]++
 	r.Violations = append(r.Violations, fmt.Sprintf("%s: ", rule)+fmt.Sprintf(format, args...))
@@ -124,13 +121,13 @@ func Check(accepted []string, states, results []Record, upstream Upstream) Repor
 	for _, id := range accepted {
 		run.Accepted = append(run.Accepted, Submission{ID: id})
 	}
-	j := NewJudge(run)
+	j := newJudge(run)
 	for _, records := range [][]Record{states, results} {
 		for _, r := range records {
-			j.Add(r)
+			j.add(r)
 		}
 	}
-	return j.Report()
+	return j.verdict()
 }
 
 // Judge reads streams, object store and work of names, and judges everything.
@@ -139,7 +136,7 @@ func (run Run) Judge(ctx context.Context, js jetstream.JetStream, names publish.
 	if err != nil {
 		return Report{}, err
 	}
-	run.Work, run.Held, run.Object = &work, map[string]uint64{}, Objects(ctx, js, names)
+	run.Work, run.Held, run.Object = &work, map[string]uint64{}, objects(ctx, js, names)
 	streams := []string{names.StatesStream(), names.ResultsStream()}
 	for _, name := range streams {
 		s, err := js.Stream(ctx, name)
@@ -148,18 +145,18 @@ func (run Run) Judge(ctx context.Context, js jetstream.JetStream, names publish.
 		}
 		run.Held[name] = s.CachedInfo().State.Msgs
 	}
-	j := NewJudge(run)
+	j := newJudge(run)
 	for _, name := range streams {
-		if err := Each(ctx, js, names, name, j.Add); err != nil {
+		if err := readEach(ctx, js, names, name, j.add); err != nil {
 			return Report{}, err
 		}
 	}
-	return j.Report(), nil
+	return j.verdict(), nil
 }
 
-// Judge takes a history record by record and keeps of each request only what its verdict needs: a million events fit
+// judge takes a history record by record and keeps of each request only what its verdict needs: a million events fit
 // into memory.
-type Judge struct {
+type judge struct {
 	run      Run
 	report   Report
 	requests map[string]*request
@@ -168,10 +165,10 @@ type Judge struct {
 	stored   map[place]uint64 // fingerprints; only where there are sightings to compare
 }
 
-// NewJudge begins to judge a run. Run's fields are not read before Report, but for Accepted, Upstream, Object, MayLose and
+// newJudge begins to judge a run. Run's fields are not read before the verdict, but for Accepted, Upstream, Object, MayLose and
 // whether Live is empty.
-func NewJudge(run Run) *Judge {
-	j := &Judge{
+func newJudge(run Run) *judge {
+	j := &judge{
 		run: run, requests: make(map[string]*request, len(run.Accepted)), read: map[string]uint64{},
 		report: Report{Broken: map[Rule]int{}, Endings: map[string]int{}, Faults: run.Faults},
 	}
@@ -191,8 +188,8 @@ func NewJudge(run Run) *Judge {
 	return j
 }
 
-// Add takes the next record of its stream. Records of one stream come in its order.
-func (j *Judge) Add(r Record) {
+// add takes the next record of its stream. Records of one stream come in its order.
+func (j *judge) add(r Record) {
 	j.report.Events++
 	j.read[r.Stream]++
 	if j.stored != nil {
@@ -223,8 +220,8 @@ func (j *Judge) Add(r Record) {
 	}
 }
 
-// Report gives the verdict, once everything was added.
-func (j *Judge) Report() Report {
+// verdict is what the run comes to, once everything was added.
+func (j *judge) verdict() Report {
 	r := &j.report
 	if len(j.order) == 0 {
 		r.violateRun(Shown, "no request was accepted")

@@ -87,7 +87,7 @@ func (l *Listener) Sightings() []Sighting {
 
 // judgeLive compares what core subscribers saw with what is stored. They may miss events, and are promised no more than
 // that: nothing that is not stored, nothing twice.
-func (j *Judge) judgeLive() {
+func (j *judge) judgeLive() {
 	report := &j.report
 	report.Sighted = len(j.run.Live)
 	seen := make(map[string]map[place]bool)

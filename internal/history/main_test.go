@@ -67,13 +67,13 @@ func (k *kept) hold() {
 }
 
 func (k *kept) judge() Report {
-	j := NewJudge(k.run)
+	j := newJudge(k.run)
 	for _, records := range [][]Record{k.states, k.results} {
 		for _, r := range records {
-			j.Add(r)
+			j.add(r)
 		}
 	}
-	return j.Report()
+	return j.verdict()
 }
 
 func poll(id, caller string, from time.Time, seconds float64) Poll {

@@ -12,7 +12,7 @@ const (
 )
 
 // judgePolls judges who polled what.
-func (j *Judge) judgePolls() {
+func (j *judge) judgePolls() {
 	j.report.Polls = len(j.run.Polls)
 	byID := make(map[string][]int)
 	for i, p := range j.run.Polls {
@@ -32,7 +32,7 @@ func (j *Judge) judgePolls() {
 
 // judgeOver judges that an ended request is left alone. The end may come from a holder that was cut off with the result in
 // its hands, or from that of another submission: whoever holds the request then learns of it at its next look.
-func (j *Judge) judgeOver(id string, q *request, polls []Poll) {
+func (j *judge) judgeOver(id string, q *request, polls []Poll) {
 	if !q.closed || len(polls) == 0 {
 		return
 	}
@@ -42,7 +42,7 @@ func (j *Judge) judgeOver(id string, q *request, polls []Poll) {
 	}
 }
 
-func (j *Judge) gap() time.Duration {
+func (j *judge) gap() time.Duration {
 	if j.run.PollGap > 0 {
 		return j.run.PollGap
 	}
@@ -59,7 +59,7 @@ type tenure struct {
 // judgeHolders judges that no two callers polled a request side by side for longer than a lease. A request that goes
 // to and fro is not that: a drain hands over at once, and may get it back. Side by side is when the polls of two
 // callers alternate, at least twice each, in tenures that overlap for longer than a lease.
-func (j *Judge) judgeHolders(id string, q *request, polls []Poll) {
+func (j *judge) judgeHolders(id string, q *request, polls []Poll) {
 	if j.run.Lease == 0 || q.copies() > 1 {
 		return
 	}

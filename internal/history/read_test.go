@@ -103,7 +103,7 @@ func TestReadingFailsWhenTheStreamIsGoneOrStillWrittenTo(t *testing.T) {
 	k := history(3)
 	store(t, js, k.states)
 	added := false
-	err := Each(t.Context(), js, tinker, tinker.StatesStream(), func(Record) {
+	err := readEach(t.Context(), js, tinker, tinker.StatesStream(), func(Record) {
 		if !added {
 			added = true
 			store(t, js, history(4).states[9:10])

@@ -90,7 +90,7 @@ func (q *request) deadlines() (earliest, latest time.Time, known bool) {
 	return earliest, latest, known
 }
 
-func (j *Judge) addState(q *request, r Record) {
+func (j *judge) addState(q *request, r Record) {
 	report := &j.report
 	defer func() { q.logged++ }()
 	if q.closed {
@@ -132,7 +132,7 @@ func (j *Judge) addState(q *request, r Record) {
 	q.scripted = q.scripted[at+1:]
 }
 
-func (j *Judge) addClosing(q *request, r Record) {
+func (j *judge) addClosing(q *request, r Record) {
 	report := &j.report
 	defer func() { q.logged++ }()
 	if q.closed {
@@ -157,7 +157,7 @@ func (j *Judge) addClosing(q *request, r Record) {
 	}
 }
 
-func (j *Judge) addResult(q *request, r Record) {
+func (j *judge) addResult(q *request, r Record) {
 	report := &j.report
 	found := result{r.Stream, r.Seq, r.Status, r.Polls, r.Bytes(), r.ContentType, ""}
 	if r.Large != nil {
@@ -198,7 +198,7 @@ func (j *Judge) addResult(q *request, r Record) {
 }
 
 // compare judges the bytes of a completed result, wherever they are.
-func (j *Judge) compare(r Record, want []byte) {
+func (j *judge) compare(r Record, want []byte) {
 	report := &j.report
 	data := r.Data
 	if r.Large != nil {
@@ -221,7 +221,7 @@ func (j *Judge) compare(r Record, want []byte) {
 }
 
 // conclude judges what can be said of a request only when all is there.
-func (j *Judge) conclude(id string, q *request) {
+func (j *judge) conclude(id string, q *request) {
 	report := &j.report
 	if q.previous != "" && q.logged < keptPerLog {
 		report.violate(&report.Disordered, Chained, id, "its log begins after the state %q, which is not there", q.previous)
