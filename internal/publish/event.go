@@ -116,6 +116,8 @@ const (
 	KindState   Kind = "state"   // a queue-state transition, in the log
 	KindClosing Kind = "closing" // the log's last record
 	KindResult  Kind = "result"  // the result or the error
+
+	kindRejected Kind = "rejected" // of a submission that is no request, and has no events
 )
 
 // Event is a decoded event message, live or read from a stream.

@@ -207,7 +207,7 @@ func (g *rig) counts() map[string]float64 {
 		}
 	}
 	for kind, c := range g.metrics.events {
-		add("event "+kind, c)
+		add("event "+string(kind), c)
 	}
 	for status, c := range g.metrics.results {
 		add("result "+string(status), c)

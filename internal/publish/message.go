@@ -45,7 +45,7 @@ func (p *Publisher) transitionMessage(r *poll.Request, t poll.Transition) *nats.
 		body.Progress, body.Status = valid(t.Progress.Progress), valid(t.Progress.Status)
 	}
 	return p.message(p.names.State(r.ID), r.LogSeq, event{
-		r: r, kind: "state", status: t.QueueState, polls: t.Poll, at: t.Time, contentType: "application/json", body: marshal(body),
+		r: r, kind: KindState, status: t.QueueState, polls: t.Poll, at: t.Time, contentType: "application/json", body: marshal(body),
 	})
 }
 
@@ -63,7 +63,7 @@ func (p *Publisher) closingMessage(r *poll.Request, s stored, at time.Time) *nat
 		Time: at.UTC(), Labels: r.Says().Labels, Result: s.ref, Error: s.err,
 	}
 	return p.message(p.names.State(r.ID), r.LogSeq, event{
-		r: r, kind: "closing", status: s.status, polls: s.polls, at: at, contentType: "application/json", body: marshal(body),
+		r: r, kind: KindClosing, status: s.status, polls: s.polls, at: at, contentType: "application/json", body: marshal(body),
 	})
 }
 
@@ -81,7 +81,7 @@ func resultBody(result poll.Result) []byte {
 
 func (p *Publisher) resultMessage(r *poll.Request, expect uint64, result poll.Result, body []byte, large *LargeRef) *nats.Msg {
 	e := event{
-		r: r, kind: "result", status: string(result.Status), polls: result.Polls, at: result.Time,
+		r: r, kind: KindResult, status: string(result.Status), polls: result.Polls, at: result.Time,
 		contentType: result.ContentType, body: body,
 	}
 	if large != nil {
@@ -91,13 +91,14 @@ func (p *Publisher) resultMessage(r *poll.Request, expect uint64, result poll.Re
 }
 
 type event struct {
-	r            *poll.Request
-	kind, status string
-	polls        int
-	at           time.Time
-	contentType  string
-	body         []byte
-	large        LargeRef // of a body that is stored elsewhere
+	r           *poll.Request
+	kind        Kind
+	status      string
+	polls       int
+	at          time.Time
+	contentType string
+	body        []byte
+	large       LargeRef // of a body that is stored elsewhere
 }
 
 // message makes a fenced event: it is stored only if expect is still the last sequence of its subject. Its message id
@@ -139,7 +140,7 @@ func (p *Publisher) message(subject string, expect uint64, e event) *nats.Msg {
 		{HeaderResultBytes, size},
 		{HeaderResultDigest, e.large.Digest},
 		{"ce-specversion", "1.0"},
-		{"ce-type", "futurebridge." + e.kind},
+		{"ce-type", "futurebridge." + string(e.kind)},
 		{"ce-source", p.source},
 		{"ce-id", id},
 		{"ce-time", at},

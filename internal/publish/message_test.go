@@ -309,7 +309,7 @@ func TestAnEndIsReadBackFromItsResult(t *testing.T) {
 
 func TestTheLongestEventsFitIntoAMessageWithRoomToSpare(t *testing.T) {
 	p := pure()
-	id := strings.Repeat("<", MaxIDBytes)
+	id := strings.Repeat("<", maxIDBytes)
 	r := labelled(id)
 	r.About.Labels = json.RawMessage(`{"a":"` + strings.Repeat("x", 4<<10) + `"}`)
 	res := failing()

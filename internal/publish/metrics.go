@@ -8,7 +8,7 @@ import (
 
 // Metrics of one publisher; every label is there from the start, at zero.
 type Metrics struct {
-	events    map[string]prometheus.Counter
+	events    map[Kind]prometheus.Counter
 	results   map[poll.Status]prometheus.Counter
 	publishes map[string]prometheus.Counter
 }
@@ -26,10 +26,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		Help: "Attempts to publish, by outcome: stored, duplicate (stored before), conflict (another bridge was first), unknown (tried again), busy, refused (no room), too_large.",
 	}, []string{"outcome"})
 	m := &Metrics{
-		events: map[string]prometheus.Counter{}, results: map[poll.Status]prometheus.Counter{}, publishes: map[string]prometheus.Counter{},
+		events: map[Kind]prometheus.Counter{}, results: map[poll.Status]prometheus.Counter{}, publishes: map[string]prometheus.Counter{},
 	}
-	for _, kind := range []string{"state", "closing", "result", "rejected"} {
-		m.events[kind] = events.WithLabelValues(kind)
+	for _, kind := range []Kind{KindState, KindClosing, KindResult, kindRejected} {
+		m.events[kind] = events.WithLabelValues(string(kind))
 	}
 	for _, status := range []poll.Status{poll.Completed, poll.Failed, poll.TimedOut, poll.Expired, poll.Lost, poll.Cancelled} {
 		m.results[status] = results.WithLabelValues(string(status))

@@ -92,7 +92,7 @@ func (p *Publisher) Transition(ctx context.Context, r *poll.Request, t poll.Tran
 		if !ack.conflict {
 			p.recycle(msg)
 			r.LogSeq = ack.seq
-			p.metrics.events["state"].Inc()
+			p.metrics.events[KindState].Inc()
 			return false, nil
 		}
 		log, err := p.tail(ctx, p.names.StatesStream(), p.names.State(r.ID), ack.seq)
@@ -103,7 +103,7 @@ func (p *Publisher) Transition(ctx context.Context, r *poll.Request, t poll.Tran
 			r.LogSeq = 0
 		case log.event.MsgID == msg.Header.Get(nats.MsgIdHdr): // stored by an attempt whose ack was lost
 			r.LogSeq = log.top
-			p.metrics.events["state"].Inc()
+			p.metrics.events[KindState].Inc()
 			return false, nil
 		case log.closed():
 			return true, nil
@@ -174,7 +174,7 @@ func (p *Publisher) storeResult(ctx context.Context, r *poll.Request, result pol
 				return p.storedFrom(last), nil
 			}
 		}
-		p.metrics.events["result"].Inc()
+		p.metrics.events[KindResult].Inc()
 		p.metrics.results[result.Status].Inc()
 		end := stored{
 			status: string(result.Status), polls: result.Polls, elapsedMS: result.Elapsed.Milliseconds(),
@@ -203,7 +203,7 @@ func (p *Publisher) close(ctx context.Context, r *poll.Request, end stored) erro
 		}
 		if !ack.conflict {
 			p.recycle(msg)
-			p.metrics.events["closing"].Inc()
+			p.metrics.events[KindClosing].Inc()
 			return nil
 		}
 		log, err := p.tail(ctx, p.names.StatesStream(), p.names.State(r.ID), ack.seq)
@@ -212,7 +212,7 @@ func (p *Publisher) close(ctx context.Context, r *poll.Request, end stored) erro
 			return err
 		case log.closed():
 			if log.event.MsgID == msg.Header.Get(nats.MsgIdHdr) { // stored by an attempt whose ack was lost
-				p.metrics.events["closing"].Inc()
+				p.metrics.events[KindClosing].Inc()
 			}
 			return nil
 		default:
@@ -236,7 +236,7 @@ func (p *Publisher) Reject(ctx context.Context, seq uint64, submitted time.Time,
 			most /= 4
 			continue
 		case !ack.conflict:
-			p.metrics.events["rejected"].Inc()
+			p.metrics.events[kindRejected].Inc()
 			return nil
 		}
 		last, err := p.last(ctx, p.names.RejectedStream(), p.names.Rejected(seq), ack.seq)

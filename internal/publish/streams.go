@@ -25,14 +25,12 @@ type Options struct {
 	Bridges         bool           // with the bucket in which bridges that share a rate count each other
 }
 
-// Defaults of Options.
-const (
-	DefaultMaxAge        = 8 * 24 * time.Hour // a day more than the longest timeout of a submission
-	DefaultAckWait       = 2 * time.Minute
-	DefaultMaxAckPending = 200_000
-)
+// DefaultAckWait is how long a bridge may be silent before another one gets its requests, where nobody says otherwise.
+const DefaultAckWait = 2 * time.Minute
 
 const (
+	defaultMaxAge        = 8 * 24 * time.Hour // a day more than the longest timeout of a submission
+	defaultMaxAckPending = 200_000
 	// The fence carries the promise. A wide window would keep millions of message ids in the server's memory.
 	duplicateWindow = 10 * time.Second
 	statesPerLog    = 64
@@ -69,13 +67,13 @@ func (n Names) Streams(o Options) []jetstream.StreamConfig {
 		Discard: jetstream.DiscardNew, MaxMsgs: -1, MaxBytes: -1, MaxMsgsPerSubject: -1,
 		Duplicates: duplicateWindow, AllowDirect: true, MaxConsumers: -1,
 	}
-	states := events(n.StatesStream(), "state", "each request's log: transitions, then one closing record", value(o.StatesMaxAge, DefaultMaxAge))
-	results := events(n.ResultsStream(), "result", "each request's one result", value(o.ResultsMaxAge, DefaultMaxAge))
+	states := events(n.StatesStream(), "state", "each request's log: transitions, then one closing record", value(o.StatesMaxAge, defaultMaxAge))
+	results := events(n.ResultsStream(), "result", "each request's one result", value(o.ResultsMaxAge, defaultMaxAge))
 	results.MaxBytes = value(o.ResultsMaxBytes, -1)
 	if value(o.CompressResults, false) {
 		results.Compression = jetstream.S2Compression
 	}
-	rejected := events(n.RejectedStream(), "rejected", "submissions that are no requests", DefaultMaxAge)
+	rejected := events(n.RejectedStream(), "rejected", "submissions that are no requests", defaultMaxAge)
 	rejected.Discard, rejected.MaxBytes, rejected.MaxMsgs = jetstream.DiscardOld, rejectedMaxBytes, rejectedMaxMsgs
 	objects := "$O." + n.LargeBucket()
 	large := jetstream.StreamConfig{ // what an object store is made of, by its specification (ADR-20 of NATS)
@@ -106,7 +104,7 @@ func (n Names) ConsumerConfig(o Options) jetstream.ConsumerConfig {
 	return jetstream.ConsumerConfig{
 		Durable: n.Consumer(), Description: "the bridges",
 		AckPolicy: jetstream.AckExplicitPolicy, AckWait: value(o.AckWait, DefaultAckWait), MaxDeliver: -1,
-		MaxAckPending: value(o.MaxAckPending, DefaultMaxAckPending),
+		MaxAckPending: value(o.MaxAckPending, defaultMaxAckPending),
 	}
 }
 

@@ -10,22 +10,20 @@ import (
 	"unicode/utf8"
 )
 
-// MaxIDBytes is the longest request id the bridge takes, in bytes of UTF-8.
-const MaxIDBytes = 1024
-
 const (
+	maxIDBytes    = 1024
 	maxPlainToken = 128 // ids of plain characters up to this length are their own token
 	maxTokenIDLen = 384 // longer ids are hashed: a subject stays far below the 4,096 bytes at which a server hangs up
 )
 
-// CheckID says why an id cannot name a request: it must be valid UTF-8 of 1 to MaxIDBytes bytes, without control
+// CheckID says why an id cannot name a request: it must be valid UTF-8 of 1 to 1,024 bytes, without control
 // characters (a header value would lose them) and without white space at its ends (nats.go trims header values).
 func CheckID(id string) error {
 	switch {
 	case id == "":
 		return errors.New("the request id is empty")
-	case len(id) > MaxIDBytes:
-		return fmt.Errorf("the request id has %d bytes; at most %d are allowed", len(id), MaxIDBytes)
+	case len(id) > maxIDBytes:
+		return fmt.Errorf("the request id has %d bytes; at most %d are allowed", len(id), maxIDBytes)
 	case !utf8.ValidString(id):
 		return errors.New("the request id is not valid UTF-8")
 	case strings.TrimSpace(id) != id:

@@ -109,7 +109,7 @@ func FuzzToken(f *testing.F) {
 			require.NoError(t, err)
 			require.Equal(t, a, header.Get("Id"), "an id that is allowed survives a header")
 			require.Equal(t, strings.TrimSpace(a), a)
-			require.True(t, utf8.ValidString(a) && a != "" && len(a) <= MaxIDBytes)
+			require.True(t, utf8.ValidString(a) && a != "" && len(a) <= maxIDBytes)
 		}
 	})
 }

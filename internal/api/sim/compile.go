@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"encoding/json"
 	"maps"
 	"net/http"
@@ -57,10 +58,7 @@ func compileProfile(p Profile, style Style) *profile {
 	if p.Style != nil {
 		style = *p.Style
 	}
-	c := &profile{name: p.Name, match: p.Match, weight: p.Weight, namedOnly: p.NamedOnly, style: style}
-	if c.weight == 0 {
-		c.weight = 1
-	}
+	c := &profile{name: p.Name, match: p.Match, weight: cmp.Or(p.Weight, 1), namedOnly: p.NamedOnly, style: style}
 	for i, s := range p.Steps {
 		if i < len(p.Steps)-1 && s.For == 0 && s.Polls == 0 {
 			s.Polls = 1
@@ -89,45 +87,42 @@ func compileMissing(style, name, message string, habits Style) step {
 }
 
 func compileStep(scripted Step, style Style) step {
-	s := step{Step: scripted, kind: scripted.kind(), header: scripted.header(), ctype: jsonType, code: http.StatusOK, hold: scripted.Hold}
-	s.name = s.kind
-	if s.hold == 0 {
-		s.hold = style.Hold
+	s := step{
+		Step: scripted, kind: scripted.kind(), header: scripted.header(), ctype: jsonType, code: http.StatusOK,
+		hold: cmp.Or(scripted.Hold, style.Hold),
 	}
+	s.name = s.kind
 	switch s.kind {
 	case "pending":
-		s.renderPending(first(s.Style, style.PendingStyle, pendingStyles[0]))
+		s.renderPending(cmp.Or(s.Style, style.PendingStyle, pendingStyles[0]))
 	case "completed":
-		s.renderCompleted(first(s.Style, style.ResultStyle, resultStyles[0]))
+		s.renderCompleted(cmp.Or(s.Style, style.ResultStyle, resultStyles[0]))
 	case "failed":
-		s.renderFailed(first(s.Style, style.FailureStyle, failureStyles[0]))
+		s.renderFailed(cmp.Or(s.Style, style.FailureStyle, failureStyles[0]))
 	case "expired":
 		s.code = http.StatusGone
 		s.head = s.detail("the promise has expired")
 	case "status":
 		s.code = s.Status
 		s.name = "status_" + strconv.Itoa(s.code)
-		s.head = s.bodyOr("")
+		s.head = []byte(s.Body)
+		if s.Body == "" {
+			s.head = s.detail(cmp.Or(http.StatusText(s.code), "status "+strconv.Itoa(s.code)))
+		}
 	case "empty":
 		s.code = max(s.Status, http.StatusOK)
 		s.name = "empty_" + strconv.Itoa(s.code)
 	case "malformed":
 		s.code = max(s.Status, http.StatusOK)
-		s.head = []byte(first(string(s.Body), `{"status":"completed","result":{"tokens":[1,2,`))
+		s.head = []byte(cmp.Or(string(s.Body), `{"status":"completed","result":{"tokens":[1,2,`))
 	case "redirect":
-		s.code = s.Status
-		if s.code == 0 {
-			s.code = http.StatusTemporaryRedirect
-		}
+		s.code = cmp.Or(s.Status, http.StatusTemporaryRedirect)
 		if s.header.Get("Location") == "" {
 			s.header.Set("Location", redirectPath)
 		}
 		s.head = []byte(s.Body)
 	case "reflect_key":
-		s.code = s.Status
-		if s.code == 0 {
-			s.code = http.StatusInternalServerError
-		}
+		s.code = cmp.Or(s.Status, http.StatusInternalServerError)
 		s.insert = insertKey
 		s.head, s.tail = []byte(`{"detail":"no quota for key `), []byte(`"}`)
 	}
@@ -183,7 +178,7 @@ func (s *step) renderCompleted(style string) {
 func (s *step) size() int { return len(s.head) + max(len(s.Result), s.ResultBytes) + len(s.tail) }
 
 func (s *step) renderFailed(style string) {
-	s.Message = first(s.Message, "the job failed")
+	s.Message = cmp.Or(s.Message, "the job failed")
 	message := quote(s.Message)
 	var category string
 	if s.Category != "" {
@@ -200,13 +195,6 @@ func (s *step) renderFailed(style string) {
 		s.code, _ = strconv.Atoi(style)
 		s.head = []byte(`{"detail":` + message + category + `}`)
 	}
-}
-
-func (s *step) bodyOr(message string) []byte {
-	if s.Body != "" {
-		return []byte(s.Body)
-	}
-	return s.detail(first(message, http.StatusText(s.code), "status "+strconv.Itoa(s.code)))
 }
 
 func (s *step) detail(message string) []byte {
@@ -244,13 +232,4 @@ func appendField(dst []byte, key, value string) []byte {
 func quote(s string) string {
 	quoted, _ := json.Marshal(s) // cannot fail for a string
 	return string(quoted)
-}
-
-func first(values ...string) string {
-	for _, v := range values {
-		if v != "" {
-			return v
-		}
-	}
-	return ""
 }

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -64,7 +65,7 @@ func (s *Sim) makeJobs(body io.Reader) ([]string, error) {
 		ids = append(ids, id)
 	}
 	for range query.Count {
-		id, err := s.mint(query.Profile, first(query.IDFormat, s.script.IDFormat))
+		id, err := s.mint(query.Profile, cmp.Or(query.IDFormat, s.script.IDFormat))
 		if err != nil {
 			return nil, err
 		}

@@ -64,12 +64,12 @@ func TestStatesAreWhatAClientCanSee(t *testing.T) {
 	require.Equal(t, []QueueState{{"active", ""}, {"paused_capacity", "full"}, {"paused_rate_limit", `{"a": 1}`}, {"unknown", ""}}, s.States("id"))
 }
 
-func TestAnAddedResultIsTheWholeAnswer(t *testing.T) {
+func TestABareResultIsTheWholeAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(Script{Style: Style{ResultStyle: "enveloped"}})
-		s.AddResult("bare", 3*time.Second, "application/json", []byte(`{"loss": 1}`), nil)
-		s.AddResult("proto", 0, "application/x-protobuf", []byte("\x00\xff"), nil)
-		s.AddResult("fails", 0, "", nil, &Failure{Message: "no", Category: "user"})
+		s.play("bare", []Step{{State: "active", For: 3 * time.Second}, {Answer: "completed", Style: "bare", Result: `{"loss": 1}`}})
+		s.play("proto", []Step{{Answer: "completed", Style: "bare", Result: "\x00\xff", ContentType: "application/x-protobuf"}})
+		s.play("fails", []Step{{Answer: "failed", Message: "no", Category: "user"}})
 		require.Contains(t, ask(s, "bare").body, `"queue_state":"active"`)
 		time.Sleep(3 * time.Second)
 		require.Equal(t, `{"loss": 1}`, ask(s, "bare").body)

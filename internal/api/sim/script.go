@@ -105,9 +105,3 @@ type JSON string
 
 // Text is a body: in a script a JSON string stands for its text, any other value for its JSON.
 type Text string
-
-// Failure is why a job failed. Category is user, server, unknown, or whatever the server calls it.
-type Failure struct {
-	Message  string
-	Category string
-}

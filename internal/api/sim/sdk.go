@@ -97,9 +97,7 @@ func (k *sdk) serve(w http.ResponseWriter, r *http.Request, answer func(*http.Re
 			code = refused.code
 		}
 	}
-	w.Header().Set("Content-Type", jsonType[0])
-	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(body) // a client that has left needs no answer
+	writeJSON(w, code, body)
 }
 
 func decode[T any](r *http.Request) (T, error) {

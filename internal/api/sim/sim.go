@@ -108,6 +108,7 @@ func New(script Script, options ...Option) *Sim {
 	return s
 }
 
+// ServeHTTP implements http.Handler.
 func (s *Sim) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
 
 // now is the time since New, by the monotonic clock.
@@ -155,24 +156,6 @@ func (s *Sim) add(id, profileName string) error {
 	}
 	s.job(id).begin(p, s.now(), s.currentEpoch(s.now()))
 	return nil
-}
-
-// AddResult makes a job that is active for a time and then ends: as failed when failure is given, else with this body,
-// which is the whole answer (a bare result).
-func (s *Sim) AddResult(id string, after time.Duration, contentType string, body []byte, failure *Failure) {
-	var steps []Step
-	if after > 0 {
-		steps = append(steps, Step{State: "active", For: after})
-	}
-	switch {
-	case failure != nil:
-		steps = append(steps, Step{Answer: "failed", Message: failure.Message, Category: failure.Category})
-	case len(body) == 0:
-		steps = append(steps, Step{Answer: "empty", Headers: map[string]string{"Content-Type": contentType}})
-	default:
-		steps = append(steps, Step{Answer: "completed", Style: "bare", Result: JSON(body), ContentType: contentType})
-	}
-	s.play(id, steps)
 }
 
 // play makes, or makes anew, the job of an id that goes through these steps.
