@@ -193,20 +193,21 @@ func (c *Client) look(ctx context.Context, id string) (*Result, error) {
 			err = lookup
 		}
 	}
+	if err == nil && msg == nil {
+		return nil, ErrNotYet
+	}
+	var e publish.Event
+	if err == nil {
+		e, err = c.names.Decode(msg.Subject, msg.Header, msg.Data)
+	}
+	if foreign := msg != nil || errors.Is(err, publish.ErrUnreadable); err != nil && foreign {
+		msg, e, err = c.lookUnder(look, c.names.Result(id))
+	}
 	if err != nil {
 		return nil, c.explain(ctx, c.names.ResultsStream(), err)
 	}
 	if msg == nil {
 		return nil, ErrNotYet
-	}
-	e, err := c.names.Decode(msg.Subject, msg.Header, msg.Data)
-	if err != nil {
-		if msg, e, err = c.lookUnder(look, msg); err != nil {
-			return nil, c.explain(ctx, c.names.ResultsStream(), err)
-		}
-		if msg == nil {
-			return nil, ErrNotYet
-		}
 	}
 	r := &Result{
 		RequestID: e.RequestID, ContentType: e.ContentType, Size: e.Bytes(), Polls: e.Polls, SubmittedAt: e.SubmittedAt,
@@ -222,15 +223,11 @@ func (c *Client) look(ctx context.Context, id string) (*Result, error) {
 	return nil, requestError(e.RequestID, e.Status, body)
 }
 
-// lookUnder finds the result under a message that no bridge wrote; nil: there is none yet.
-func (c *Client) lookUnder(ctx context.Context, top *jetstream.RawStreamMsg) (*jetstream.RawStreamMsg, publish.Event, error) {
-	stream, err := c.js.Stream(ctx, c.names.ResultsStream())
-	if err != nil {
-		return nil, publish.Event{}, err
-	}
-	for seq := uint64(1); seq < top.Sequence; {
-		msg, err := stream.GetMsg(ctx, seq, jetstream.WithGetMsgSubject(top.Subject))
-		if err != nil {
+// lookUnder finds the result among messages that no bridge wrote; nil: there is none yet.
+func (c *Client) lookUnder(ctx context.Context, subject string) (*jetstream.RawStreamMsg, publish.Event, error) {
+	for seq := uint64(1); ; {
+		msg, err := publish.Next(ctx, c.nc, c.js, c.names.ResultsStream(), subject, seq)
+		if err != nil || msg == nil {
 			return nil, publish.Event{}, err
 		}
 		if e, err := c.names.Decode(msg.Subject, msg.Header, msg.Data); err == nil {
@@ -238,7 +235,6 @@ func (c *Client) lookUnder(ctx context.Context, top *jetstream.RawStreamMsg) (*j
 		}
 		seq = msg.Sequence + 1
 	}
-	return nil, publish.Event{}, nil
 }
 
 func requestError(id, status string, body []byte) *RequestError {

@@ -59,36 +59,82 @@ func TestAResultIsFoundOnceItIsStored(t *testing.T) {
 	})
 }
 
+// foreign are messages that no bridge writes, as a client that checks nothing puts them onto a subject.
+var foreign = map[string]string{
+	"bare":                    "NATS/1.0\r\nX: y\r\n\r\n",
+	"the end of a batch":      "NATS/1.0\r\nStatus: 204\r\nNats-Num-Pending: 0\r\n\r\n",
+	"a heartbeat":             "NATS/1.0\r\nStatus: 100\r\nNats-Consumer-Stalled: tinker.submit\r\n\r\n",
+	"an absence":              "NATS/1.0\r\nStatus: 404\r\n\r\n",
+	"an end by time":          "NATS/1.0\r\nStatus: 408\r\n\r\n",
+	"a consumer that is gone": "NATS/1.0\r\nStatus: 409\r\nDescription: Consumer Deleted\r\n\r\n",
+	"no responders":           "NATS/1.0\r\nStatus: 503\r\n\r\n",
+	"status line":             "NATS/1.0 503\r\n\r\n",
+	"another place":           "NATS/1.0\r\nNats-Sequence: 9999\r\nNats-Subject: tinker.state.b\r\nNats-Time-Stamp: never\r\n\r\n",
+	"headers that are none":   "NATS/1.0\r\nno colon\r\n\r\n",
+}
+
+// intrude puts an empty message with these headers where only bridges may.
+func (b *bed) intrude(subject, header string) {
+	b.t.Helper()
+	conn, err := b.InProcessConn()
+	require.NoError(b.t, err)
+	go func() { _, _ = io.Copy(io.Discard, conn) }()
+	_, err = fmt.Fprintf(conn, "CONNECT {\"verbose\":false,\"headers\":true}\r\nHPUB ingest.%s %d %d\r\n%s\r\n", subject, len(header), len(header), header)
+	require.NoError(b.t, err)
+	time.Sleep(time.Second)
+	require.NoError(b.t, conn.Close())
+}
+
 func TestWhatNoBridgeWroteIsNoResultAndHidesNone(t *testing.T) {
-	bubble(t, func(t *testing.T, b *bed) {
-		c, nc := b.client(), b.connect()
-		defer nc.Close()
-		intrude := func() {
-			require.NoError(t, nc.Publish("ingest.tinker.result.a", []byte("rubbish")))
-			time.Sleep(time.Second)
-		}
-		intrude()
-		intrude()
-		_, err := c.Result(t.Context(), "a")
-		require.ErrorIs(t, err, ErrNotYet)
-		waited := make(chan error, 1)
-		go func() {
-			_, err := c.Wait(t.Context(), "a")
-			waited <- err
-		}()
-		time.Sleep(time.Minute)
-		require.Empty(t, waited)
-		// As a bridge does, on top.
-		_, err = b.js.PublishMsg(t.Context(), &nats.Msg{Subject: "ingest.tinker.result.a", Data: []byte("1"), Header: nats.Header{
-			"Bridge-Request-Id": {"a"}, "Bridge-Status": {"completed"}, "Bridge-Polls": {"1"}, "Bridge-Submitted-At": {"2026-01-02T03:04:05Z"},
-		}})
-		require.NoError(t, err)
-		require.NoError(t, <-waited)
-		intrude()
-		r, err := c.Result(t.Context(), "a")
-		require.NoError(t, err)
-		require.EqualValues(t, 3, r.Seq)
-	})
+	for name, header := range foreign {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, b *bed) {
+				c := b.client()
+				b.intrude("tinker.result.a", header)
+				b.intrude("tinker.result.a", header)
+				_, err := c.Result(t.Context(), "a")
+				require.ErrorIs(t, err, ErrNotYet)
+				waited := make(chan error, 1)
+				go func() {
+					_, err := c.Wait(t.Context(), "a")
+					waited <- err
+				}()
+				time.Sleep(time.Minute)
+				require.Empty(t, waited)
+				b.complete("a", "1")
+				require.NoError(t, <-waited)
+				b.intrude("tinker.result.a", header)
+				r, err := c.Result(t.Context(), "a")
+				require.NoError(t, err)
+				require.EqualValues(t, 3, r.Seq)
+			})
+		})
+	}
+}
+
+func TestAWatchPassesOverWhatNoBridgeWrote(t *testing.T) {
+	for name, header := range foreign {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, b *bed) {
+				b.intrude("tinker.state.a", header)
+				b.state("a", "queued")
+				b.intrude("tinker.state.a", header)
+				begin := time.Now()
+				go func() {
+					time.Sleep(time.Minute)
+					b.intrude("tinker.state.a", header) // while it is watched
+					b.complete("a", "1")
+				}()
+				var lines []string
+				for e, err := range b.client().Watch(t.Context(), WatchOptions{IDs: []string{"a"}}) {
+					require.NoError(t, err)
+					lines = append(lines, line(e))
+				}
+				require.Equal(t, []string{"a queued", "a! completed"}, lines)
+				require.Less(t, time.Since(begin), 62*time.Second, "nothing held it up")
+			})
+		})
+	}
 }
 
 func TestALargeResultComesFromTheObjectStoreAndIsChecked(t *testing.T) {

@@ -18,9 +18,7 @@ const (
 	// For more ids the whole stream is read and sorted out here.
 	maxFilters = 500
 
-	pullExpiry    = 30 * time.Second
-	pullHeartbeat = 3 * time.Second // a consumer that is gone is noticed after two of these
-	idleThreshold = time.Minute     // the server removes a consumer whose watcher died
+	idleThreshold = time.Minute // the server removes a consumer whose watcher died
 	longestRetry  = 5 * time.Second
 )
 
@@ -156,14 +154,13 @@ func (w *watch) session(ctx context.Context, stream jetstream.Stream, yield func
 	}
 	w.begun = true
 	defer w.remove(ctx, stream, consumer.CachedInfo().Name)
-	messages, err := consumer.Messages(
-		jetstream.PullExpiry(pullExpiry), jetstream.PullHeartbeat(pullHeartbeat), jetstream.WithMessagesErrOnMissingHeartbeat(true))
+	messages, err := w.c.pull(consumer.CachedInfo())
 	if err != nil {
 		return false, err
 	}
-	defer messages.Stop()
+	defer messages.stop()
 	for delivered := uint64(1); ; delivered++ {
-		msg, err := messages.Next(jetstream.NextContext(ctx))
+		msg, err := messages.next(ctx)
 		if err != nil {
 			return false, err
 		}
@@ -215,8 +212,8 @@ func (w *watch) remove(ctx context.Context, stream jetstream.Stream, name string
 	_ = stream.DeleteConsumer(ctx, name)
 }
 
-func (w *watch) decode(msg jetstream.Msg, meta *jetstream.MsgMetadata) (Event, bool) {
-	d, err := w.c.names.Decode(msg.Subject(), msg.Headers(), msg.Data())
+func (w *watch) decode(msg *nats.Msg, meta *nats.MsgMetadata) (Event, bool) {
+	d, err := w.c.names.Decode(msg.Subject, msg.Header, msg.Data)
 	if err != nil || w.open != nil && !w.open[d.RequestID] {
 		return Event{}, false
 	}

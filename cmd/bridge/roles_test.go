@@ -104,6 +104,13 @@ func TestEachRoleCanDoItsWorkAndNothingElse(t *testing.T) {
 	require.Len(t, o.run("consumer", "result", "large-1"), 9000)
 	require.Contains(t, o.run("consumer", "watch", "job-1", "large-1"), "completed")
 
+	t.Run("a consumer finds a result under what no bridge wrote", func(t *testing.T) {
+		tester, err := jetstream.New(o.connect("tester"))
+		require.NoError(t, err)
+		_, err = tester.Publish(t.Context(), "ingest.tinker.result.job-2", []byte("rubbish"))
+		require.NoError(t, err)
+		require.Contains(t, o.run("consumer", "result", "job-2"), `"of":"job-2"`)
+	})
 	t.Run("a consumer reads live", func(t *testing.T) {
 		nc := o.connect("consumer")
 		live, err := nc.SubscribeSync("tinker.result.*")

@@ -42,7 +42,7 @@ func (p *Publisher) tailUnder(ctx context.Context, stream string, last *jetstrea
 	var trying operation
 	defer trying.end(p)
 	for seq, attempt := uint64(1), 0; seq < last.Sequence; { // a log is short
-		msg, err := p.fromLeader(ctx, stream, map[string]any{"seq": seq, "next_by_subj": last.Subject})
+		msg, err := Next(ctx, p.nc, p.js, stream, last.Subject, seq)
 		switch {
 		case err != nil && ctx.Err() != nil:
 			return t, ctx.Err()

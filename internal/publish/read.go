@@ -26,8 +26,8 @@ const (
 	codeNoMessage    = 10037
 )
 
-// errUnreadable is a stored message whose headers the client library cannot decode, so that it has not even a sequence.
-var errUnreadable = errors.New("a message's headers cannot be decoded")
+// ErrUnreadable is a stored message whose headers the client library cannot decode, so that it has not even a sequence.
+var ErrUnreadable = errors.New("a message's headers cannot be decoded")
 
 // last reads the last message of a subject, nil if there is none, once the answering replica has seen sequence atLeast.
 func (p *Publisher) last(ctx context.Context, stream, subject string, atLeast uint64) (*jetstream.RawStreamMsg, error) {
@@ -63,18 +63,18 @@ func (p *Publisher) directLast(ctx context.Context, stream, subject string) (*je
 		return nil, err
 	}
 	msg, err := rawMessage(reply)
-	if errors.Is(err, errUnreadable) {
-		return p.fromLeader(ctx, stream, map[string]any{"last_by_subj": subject})
+	if errors.Is(err, ErrUnreadable) {
+		return fromLeader(ctx, p.nc, p.js, stream, map[string]any{"last_by_subj": subject})
 	}
 	return msg, err
 }
 
 // fromLeader reads a message, nil if there is none, in the form that survives headers that cannot be decoded: it has
 // none then. It loads the leader alone; only what is rare is read so.
-func (p *Publisher) fromLeader(ctx context.Context, stream string, which map[string]any) (*jetstream.RawStreamMsg, error) {
+func fromLeader(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, stream string, which map[string]any) (*jetstream.RawStreamMsg, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
-	reply, err := p.nc.RequestWithContext(ctx, APIPrefix(p.js)+".STREAM.MSG.GET."+stream, marshal(which))
+	reply, err := nc.RequestWithContext(ctx, APIPrefix(js)+".STREAM.MSG.GET."+stream, marshal(which))
 	if err != nil {
 		return nil, err
 	}
@@ -103,13 +103,32 @@ func (p *Publisher) fromLeader(ctx context.Context, stream string, which map[str
 }
 
 // DirectLast reads the last message of a subject from whichever replica of the stream answers; nil: there is none. It
-// needs no permission but that for this subject.
+// needs no permission but that for this subject. It fails with ErrUnreadable where Next helps.
 func DirectLast(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, stream, subject string) (*jetstream.RawStreamMsg, error) {
-	reply, err := nc.RequestWithContext(ctx, direct(js, stream)+"."+subject, nil)
+	answer := make(chan *nats.Msg, 1) // not by a request of the library: see directLast
+	sub, err := nc.ChanSubscribe(nc.NewInbox(), answer)
 	if err != nil {
 		return nil, err
 	}
-	return rawMessage(reply)
+	defer func() { _ = sub.Unsubscribe() }()
+	if err := nc.PublishRequest(direct(js, stream)+"."+subject, sub.Subject, nil); err != nil {
+		return nil, err
+	}
+	select {
+	case m := <-answer:
+		if len(m.Data) == 0 && statusOf(m) == "503" {
+			return nil, nats.ErrNoResponders
+		}
+		return rawMessage(m)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// Next reads the first message of a subject from a sequence on, whoever wrote it and whatever its headers are; nil: there
+// is none. It asks the stream's leader, which takes a permission of its own.
+func Next(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, stream, subject string, from uint64) (*jetstream.RawStreamMsg, error) {
+	return fromLeader(ctx, nc, js, stream, map[string]any{"seq": from, "next_by_subj": subject})
 }
 
 func direct(js jetstream.JetStream, stream string) string {
@@ -132,7 +151,7 @@ func APIPrefix(js jetstream.JetStream) string {
 // rawMessage reads the answer to a direct get; nil: there is no such message.
 func rawMessage(m *nats.Msg) (*jetstream.RawStreamMsg, error) {
 	if m.Header == nil { // every answer has some
-		return nil, errUnreadable
+		return nil, ErrUnreadable
 	}
 	switch status := statusOf(m); status {
 	case "":
@@ -182,7 +201,7 @@ func (p *Publisher) lastOf(ctx context.Context, stream string, requests []*poll.
 	for attempt := 0; len(subjects) > 0; attempt++ {
 		asked := atMost(subjects, min(maxLookupRequest, p.nc.MaxPayload()/2))
 		complete, err := p.multiLast(ctx, stream, asked, found)
-		if errors.Is(err, errUnreadable) {
+		if errors.Is(err, ErrUnreadable) {
 			err = p.oneByOne(ctx, stream, asked, found)
 			complete = err == nil
 		}
@@ -275,7 +294,7 @@ func (p *Publisher) multiLast(ctx context.Context, stream string, subjects []str
 		}
 		raw, err := rawMessage(m)
 		switch {
-		case errors.Is(err, errUnreadable):
+		case errors.Is(err, ErrUnreadable):
 			unreadable = err
 		case err != nil:
 			return false, err
