@@ -131,7 +131,7 @@ func strike(t *testing.T, protocol string, faults []upstreamFault) {
 		require.Empty(t, f.strange, "nothing goes where it should not")
 		states, results := w.history()
 		for _, r := range append(states, results...) {
-			require.NotContains(t, string(r.Data), faultsKey)
+			require.NotContains(t, fmt.Sprintf("%s %+v", r.Data, r.Event), faultsKey)
 			ends[r.RequestID] = r
 		}
 		run := w.run

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -71,6 +72,11 @@ func (a *tattler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(&all, `\u%04x`, c)
 		}
 		say(400, `{"detail":"%s"}`, all.String())
+	case kind == "encoded":
+		say(403, `{"detail":"%s %x"}`, base64.StdEncoding.EncodeToString([]byte("told: "+key)), key)
+	case kind == "typed":
+		w.Header().Set("Content-Type", "application/json; key="+key)
+		say(200, `{"a":1}`)
 	case kind == "broken":
 		say(200, `{"result": %s`, key)
 	case kind == "moved":
@@ -108,7 +114,7 @@ func clean(t *testing.T, where, text string) {
 	t.Helper()
 	require.NotEmpty(t, text, where)
 	pair := base64.StdEncoding.EncodeToString([]byte("user:" + proxySecret))
-	for _, form := range []string{"canary", `u0063`, pair} {
+	for _, form := range []string{"canary", `u0063`, pair, hex.EncodeToString([]byte("canary")), "Y2FuYXJ5", "NhbmFye", "jYW5hcn"} { // base64 has three forms of it
 		for line := range strings.Lines(text) {
 			require.NotContains(t, strings.ToLower(line), strings.ToLower(form), where)
 		}
@@ -153,7 +159,7 @@ func TestNoSecretIsInAnythingThatCanBeRead(t *testing.T) {
 		t.Helper()
 		require.Eventually(t, condition, 2*time.Minute, 20*time.Millisecond, what)
 	}
-	kinds := []string{"ok", "plain", "json", "escaped", "broken", "moved", "paused", "garbled", "cut"}
+	kinds := []string{"ok", "plain", "json", "escaped", "encoded", "typed", "broken", "moved", "paused", "garbled", "cut"}
 	ended := 0
 	play := func(round string) {
 		t.Helper()

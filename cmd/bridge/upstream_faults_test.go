@@ -128,6 +128,7 @@ func connections() []upstreamFault {
 		lost("a chunk of more bytes than can be counted", cut(chunked+"fffffffffffffffff\r\n"), "http chunk length too large"),
 		lost("two lengths that differ", cut(headOnly+"Content-Length: 39\r\nContent-Length: 40\r\n\r\n"+completed), "Content-Length"),
 		lost("no HTTP", cut("SSH-2.0-OpenSSH_9.6\r\n\r\n"), "malformed HTTP"),
+		lost("a line break within a header", cut(headOnly+"X: a\rBridge-Status: failed\r\n\r\n"+completed), "malformed MIME header"),
 		lost("headers of 1 MiB", cut(headOnly+"X: "+strings.Repeat("x", 1<<20)+"\r\n\r\n"), "exceeded"),
 		lost("interim answers without end", flood("", "HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n"), "exceeded"),
 	}
@@ -164,6 +165,7 @@ func bodies() []upstreamFault {
 		},
 		answer("an announced size beyond all integers", "", `{"status":"complete_metadata","response_payload_size":`+digits+`}`, api.Refused, limit),
 		taken("JSON under a wrong content type", "Content-Type: text/html\r\n", completed, "[1,2,3]"),
+		taken("a content type that repeats the API key", "Content-Type: application/x-protobuf; "+faultsKey+"\r\n", completed, completed),
 		answer("a login page with status 200", "Content-Type: text/html\r\n", "<html>Sign in</html>", api.Malformed, "the body is not JSON: <html>Sign in</html>"),
 		answer("an empty body with status 200", "", "", api.Malformed, "the body is empty"),
 		answer("null", "", "null", api.Malformed, "the body is null"),
@@ -202,7 +204,7 @@ func statuses() []upstreamFault {
 			kind: api.Refused, cause: "no [redacted]", ends: "failed", polls: 1,
 		},
 	}
-	for _, status := range []string{"301 Moved Permanently", "302 Found", "303 See Other", "307 Temporary Redirect", "308 Permanent Redirect"} {
+	for _, status := range []string{"301 Moved Permanently", "302 Found", "303 See Other", "305 Use Proxy", "306 HTTP status 306", "307 Temporary Redirect", "308 Permanent Redirect"} {
 		f := refused("a redirect to another host, "+status[:3], status, "Location: "+canaryURL+"\r\n")
 		f.cause = status[4:]
 		all = append(all, f)

@@ -121,6 +121,8 @@ func success(a answer, h *hint) Outcome {
 	contentType := a.header.Get("Content-Type")
 	if len(contentType) > maxContentType || !utf8.ValidString(contentType) { // it goes into a header of the result's message
 		contentType = "application/octet-stream"
+	} else if contentType != "application/json" {
+		contentType = a.secrets.quote(contentType, maxText)
 	}
 	if strings.Contains(strings.ToLower(a.header.Get("Content-Type")), "application/x-protobuf") {
 		return Outcome{Kind: Completed, Result: a.body, ContentType: contentType}
@@ -209,7 +211,7 @@ func (a answer) excerpt() string {
 	if len(body) == 0 {
 		return ""
 	}
-	return ": " + a.secrets.quote(string(body[:min(len(body), maxScanned)]), 200)
+	return ": " + a.secrets.quote(string(body[:min(len(body), maxScanned+1)]), 200)
 }
 
 // statusText is never empty.

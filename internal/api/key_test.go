@@ -1,6 +1,8 @@
 package api
 
 import (
+	"encoding/base64"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"net/http"
@@ -93,6 +95,51 @@ func TestNoPartOfTheKeyStaysWhereATextIsCut(t *testing.T) {
 	a := said(503, strings.Repeat("x", maxScanned-8)+key)
 	a.secrets = newRedactor([]string{key})
 	require.NotContains(t, texts(classify(a)), "0")
+
+	// What is taken out makes a text so much shorter that its end would be quoted.
+	var long, escaped strings.Builder
+	for c := '!'; c <= '~'; c++ {
+		long.WriteString(strings.Repeat(string(c), 5))
+		escaped.WriteString(strings.Repeat(fmt.Sprintf(`\\\u%04x`, c), 5))
+	}
+	secrets := newRedactor([]string{long.String()})
+	for _, form := range []string{long.String(), escaped.String()} {
+		for pad := range 10 {
+			a := said(503, strings.Repeat(" ", 100*pad)+strings.Repeat(form, 40))
+			a.secrets = secrets
+			require.NotContains(t, texts(classify(a)), "!!", pad)
+			require.NotContains(t, texts(classify(a)), "0021", pad)
+		}
+	}
+}
+
+func TestTheKeyIsKnownInBase64AndHex(t *testing.T) {
+	const key = "sk-A/b+c=d&e<f>?\xfb~ü"
+	for before := range 4 {
+		text := "Bearer "[:before] + key + " told"
+		for name, form := range map[string]string{
+			"base64": base64.StdEncoding.EncodeToString([]byte(text)), "of URLs": base64.URLEncoding.EncodeToString([]byte(text)),
+			"without padding": base64.RawStdEncoding.EncodeToString([]byte(text)),
+			"hex":             hex.EncodeToString([]byte(text)), "in capitals": strings.ToUpper(hex.EncodeToString([]byte(text))),
+		} {
+			a := said(403, `{"detail":"`+form+`"}`)
+			a.secrets = newRedactor([]string{key})
+			message := classify(a).Failure.Message
+			require.Contains(t, message, redacted, name)
+			require.Less(t, len(message)-len(redacted), len(form)-len(key), "%s: %s", name, message)
+		}
+	}
+	a := said(403, `{"detail":"short keys are like words: `+base64.StdEncoding.EncodeToString([]byte("abcd"))+`"}`)
+	a.secrets = newRedactor([]string{"abcd"})
+	require.NotContains(t, classify(a).Failure.Message, redacted)
+}
+
+func TestTheKeyIsInNoContentType(t *testing.T) {
+	for _, kind := range []string{"application/json; key=k-12345678", "application/x-protobuf; key=k-12345678"} {
+		a := said(200, `{"a":1}`, "Content-Type", kind)
+		a.secrets = newRedactor([]string{"k-12345678"})
+		require.Equal(t, strings.Replace(kind, "k-12345678", redacted, 1), classify(a).ContentType)
+	}
 }
 
 func TestAKeyThatIsAWordChangesNoMeaning(t *testing.T) {

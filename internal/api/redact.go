@@ -2,6 +2,8 @@ package api
 
 import (
 	"cmp"
+	"encoding/base64"
+	"encoding/hex"
 	"fmt"
 	"regexp"
 	"slices"
@@ -10,18 +12,19 @@ import (
 )
 
 const (
-	redacted = "[redacted]"
-	// maxScanned is how much of a text is looked at. It is so much more than the most that is quoted that no part of a
-	// secret at its end gets into the quote.
-	maxScanned = 16 << 10
+	redacted   = "[redacted]"
+	maxScanned = 16 << 10 // bytes of a text that are looked at
 	// maxPatterns bounds the secrets that are recognised when escaped: patterns are large and slow to make.
 	maxPatterns = 8 << 10
+	maxEscaped  = 12 // bytes that encoders make of one
+	leastForm   = 8  // bytes of an encoded secret that can be told from other text
 )
 
 // redactor takes secrets out of what an upstream said; nil knows none.
 type redactor struct {
 	plain   *strings.Replacer
 	escaped *regexp.Regexp
+	longest int // bytes of any form of a secret
 }
 
 func newRedactor(secrets []string) *redactor {
@@ -33,16 +36,33 @@ func newRedactor(secrets []string) *redactor {
 	room := maxPatterns
 	for _, s := range secrets {
 		pairs = append(pairs, s, redacted)
+		for _, form := range encodings(s) {
+			pairs = append(pairs, form, redacted)
+		}
 		if len(s) <= room {
 			room -= len(s)
 			patterns = append(patterns, escapedPattern(s))
 		}
 	}
-	r := &redactor{plain: strings.NewReplacer(pairs...)}
+	r := &redactor{plain: strings.NewReplacer(pairs...), longest: maxEscaped * len(secrets[0])}
 	if len(patterns) > 0 {
 		r.escaped = regexp.MustCompile(strings.Join(patterns, "|"))
 	}
 	return r
+}
+
+// encodings are what base64 and hex make of a text, wherever in a longer one it stands: of base64 the characters that
+// depend on nothing else.
+func encodings(s string) (forms []string) {
+	for _, base64 := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
+		for before := range 3 {
+			whole := base64.EncodeToString([]byte("xx"[:before] + s))
+			forms = append(forms, whole[(8*before+5)/6:8*(before+len(s))/6])
+		}
+	}
+	lower := hex.EncodeToString([]byte(s))
+	forms = append(forms, lower, strings.ToUpper(lower))
+	return slices.DeleteFunc(forms, func(form string) bool { return len(form) < leastForm })
 }
 
 // escapedPattern matches a text whatever JSON, URL and HTML encoders did to its characters.
@@ -70,7 +90,9 @@ func (r *redactor) quote(s string, most int) string {
 		if r.escaped != nil && strings.ContainsAny(s, `\%&`) {
 			s = r.escaped.ReplaceAllLiteralString(s, redacted)
 		}
-		s = r.plain.Replace(s)
+		if s = r.plain.Replace(s); cut { // where a secret may have begun
+			s = s[:max(0, len(s)-r.longest)]
+		}
 	}
 	if s = strings.ToValidUTF8(s, "\uFFFD"); cut || len(s) > most {
 		end := min(len(s), most-len("…"))
