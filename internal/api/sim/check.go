@@ -84,6 +84,9 @@ func (s Script) Check() error {
 	return nil
 }
 
+// creates says whether an id that nobody made gets a job when it is asked for.
+func (s *Script) creates() bool { return s.Unknown == "" || s.Unknown == "create" }
+
 func (p Profile) check(path string) error {
 	if p.Weight < 0 {
 		return fmt.Errorf("%s.weight: negative: write a number above 0, or named_only for a profile that is only used by name", path)
@@ -229,7 +232,7 @@ func oneOf(path, value string, known []string) error {
 	return fmt.Errorf("%s: %q is not known: use one of %s", path, value, strings.Join(known, ", "))
 }
 
-// hintHeaders are the headers that a step always sends; the HTTP-date form is added when it is sent.
+// header is what a step always sends; a Retry-After as an HTTP date is added when it is sent.
 func (s *Step) header() http.Header {
 	h := make(http.Header)
 	if s.RetryAfter != 0 {

@@ -213,6 +213,9 @@ func (s *step) appendBodyHints(dst []byte) []byte {
 	return dst
 }
 
+// ends says whether a step ends its job.
+func (s *step) ends() bool { return s.kind == "completed" || s.kind == "failed" }
+
 // onlyWire says that a step only breaks or slows the answer that was due anyway.
 func (s *step) onlyWire() bool {
 	return s.Answer == "" && s.Status == 0 && s.State == "" && s.Fields == nil && (s.Wire != "" || s.Drip != 0)

@@ -12,8 +12,10 @@ import (
 // redirectPath is where scripted redirects lead unless they name another place. Nobody should ever come here.
 const redirectPath = "/sim/redirected"
 
-// maxMint bounds what one POST /sim/jobs makes.
-const maxMint = 1_000_000
+const (
+	maxMint     = 1_000_000 // jobs that one POST /sim/jobs makes
+	maxMintBody = 256 << 20 // bytes of it: so many ids of some length
+)
 
 func (s *Sim) serveStats(w http.ResponseWriter, r *http.Request) {
 	stats := s.Stats()
@@ -41,7 +43,7 @@ func (s *Sim) serveJobs(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Sim) makeJobs(body io.Reader) ([]string, error) {
-	data, err := io.ReadAll(io.LimitReader(body, 256<<20))
+	data, err := io.ReadAll(io.LimitReader(body, maxMintBody))
 	if err != nil {
 		return nil, err
 	}

@@ -70,11 +70,10 @@ func (s *Sim) expectedProfile(id string) (p *profile, lost bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	j, ok := s.jobs[id]
-	creates := s.script.Unknown == "" || s.script.Unknown == "create"
 	switch {
-	case ok && j.profile != nil && (creates || j.epoch == s.currentEpoch(s.now())):
+	case ok && j.profile != nil && (s.script.creates() || j.epoch == s.currentEpoch(s.now())):
 		return j.profile, j.firstLost && j.profile.style.Retention == "once"
-	case creates:
+	case s.script.creates():
 		return s.choose(id, ""), false
 	default:
 		return nil, false
@@ -84,7 +83,7 @@ func (s *Sim) expectedProfile(id string) (p *profile, lost bool) {
 // ending is the end that a step brings to a client that meets it; ends is false when the client polls on.
 func (s *step) ending(once, last bool) (status string, ends bool) {
 	switch {
-	case s.broken() && once && (s.kind == "completed" || s.kind == "failed"):
+	case s.broken() && once && s.ends():
 		return "lost", true
 	case s.broken():
 		return "timed_out", last

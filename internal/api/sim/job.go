@@ -87,8 +87,7 @@ func (j *job) gone(at time.Duration) bool {
 	case "delivered":
 		return j.handedOut && at >= j.firstOut+style.RetentionTTL
 	case "ended":
-		s := j.current()
-		return (s.kind == "completed" || s.kind == "failed") && at >= j.entered+style.RetentionTTL
+		return j.current().ends() && at >= j.entered+style.RetentionTTL
 	}
 	return false
 }

@@ -157,7 +157,7 @@ func (s *Sim) decide(p *poll, client context.Context) (a reply, wait time.Durati
 
 	j := p.job
 	known := j.profile != nil && j.epoch == s.currentEpoch(at)
-	if !known && (s.script.Unknown == "" || s.script.Unknown == "create") {
+	if !known && s.script.creates() {
 		j.begin(s.choose(j.id, ""), at, s.currentEpoch(at))
 		known = true
 	}
@@ -195,7 +195,7 @@ func (s *Sim) decide(p *poll, client context.Context) (a reply, wait time.Durati
 		s.counts.rename(p, "metadata")
 		return a, 0
 	}
-	if current.kind == "completed" || current.kind == "failed" {
+	if current.ends() {
 		s.deliver(j, at, a.wire.broken() || client.Err() != nil)
 	}
 	j.answered(at)

@@ -225,7 +225,7 @@ func (s *Sim) statsOf(j *job) IDStats {
 	if j.handedOut {
 		stats.Delivered = s.start.Add(j.firstOut)
 	}
-	if j.profile != nil && (j.current().kind == "completed" || j.current().kind == "failed") {
+	if j.profile != nil && j.current().ends() {
 		stats.Done = s.start.Add(j.entered)
 	}
 	return stats
