@@ -76,19 +76,17 @@ func newBridge(cfg *serveConfig, nc *nats.Conn, js jetstream.JetStream, consumer
 			Changed: func(bridges int) { b.engine.Share(bridges) }, Log: log,
 		})
 	}
-	if reg != nil {
-		reg.MustRegister(
-			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-				Name: "bridge_requests_held", Help: "Requests that this bridge holds.",
-			}, func() float64 { return float64(b.engine.Held()) }),
-			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-				Name: "bridge_oldest_request_seconds", Help: "Age of the oldest request held, since its submission; 0 without any.",
-			}, b.oldest),
-			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-				Name: "bridge_bridges", Help: "Bridges that share --polls-per-second, this one included; 0 without it, and until that is known.",
-			}, b.bridges),
-		)
-	}
+	reg.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "bridge_requests_held", Help: "Requests that this bridge holds.",
+		}, func() float64 { return float64(b.engine.Held()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "bridge_oldest_request_seconds", Help: "Age of the oldest request held, since its submission; 0 without any.",
+		}, b.oldest),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "bridge_bridges", Help: "Bridges that share --polls-per-second, this one included; 0 without it, and until that is known.",
+		}, b.bridges),
+	)
 	return b, nil
 }
 

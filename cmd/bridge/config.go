@@ -166,7 +166,7 @@ func strayVariables(environ []string) (warnings []string) {
 	return warnings
 }
 
-func (c *serveConfig) checkEmbedded(bad func(flag, format string, args ...any)) {
+func (c *serveConfig) checkEmbedded(bad complaint) {
 	if !c.Embedded {
 		for _, flag := range []string{"embedded-listen", "store-dir"} {
 			if c.given.rank(flag) == byFlag {
@@ -193,7 +193,7 @@ func (c *serveConfig) checkEmbedded(bad func(flag, format string, args ...any)) 
 }
 
 // checkDescriptors compares the polls in flight with the connections this process may open.
-func (c *serveConfig) checkDescriptors(bad func(flag, format string, args ...any)) {
+func (c *serveConfig) checkDescriptors(bad complaint) {
 	limit, known := descriptorLimit()
 	if !known || c.MaxPolls+fdReserve <= limit {
 		return

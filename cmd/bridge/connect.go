@@ -103,21 +103,8 @@ func (f *natsFlags) validate() error {
 			bad("nats-inbox-prefix", "%q is no beginning of a subject; give tokens joined by dots, such as _INBOX.bridge", f.NatsInbox)
 		}
 	}
-	if f.NatsCA != "" {
-		if text, err := os.ReadFile(f.NatsCA); err != nil {
-			bad("nats-ca", "%v; name a file that can be read", err)
-		} else if !x509.NewCertPool().AppendCertsFromPEM(text) {
-			bad("nats-ca", "%s holds no certificate; name a PEM file", f.NatsCA)
-		}
-	}
-	switch {
-	case (f.NatsCert == "") != (f.NatsKey == ""):
-		flag, other := "nats-cert", "nats-key"
-		if f.NatsCert == "" {
-			flag, other = other, flag
-		}
-		bad(flag, "is of no use alone; give --%s too", other)
-	case f.NatsCert != "":
+	checkCA(bad, "nats-ca", f.NatsCA)
+	if isPair(bad, "nats-cert", f.NatsCert, "nats-key", f.NatsKey) {
 		if _, err := tls.LoadX509KeyPair(f.NatsCert, f.NatsKey); err != nil {
 			bad("nats-cert", "certificate and key cannot be used: %v; name the PEM files of one pair", err)
 		}

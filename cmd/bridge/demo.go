@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -85,7 +85,9 @@ func (c *demoCmd) Run(ctx context.Context, io stdio) error {
 	if err != nil {
 		return err
 	}
-	report.print(io.out, c.JSON)
+	if err := report.print(io.out, c.JSON); err != nil {
+		return err
+	}
 	if len(report.Violations) > 0 {
 		return fmt.Errorf("%d promises were broken, the first: %s", len(report.Violations), report.Violations[0])
 	}
@@ -243,13 +245,7 @@ func (d *demo) submit(ctx context.Context, c *client.Client) ([]string, error) {
 		requests = append(requests, client.Request{ID: id})
 	}
 	var accepted []string
-	for r, err := range c.SubmitAll(ctx, func(yield func(client.Request) bool) {
-		for _, r := range requests {
-			if !yield(r) {
-				return
-			}
-		}
-	}) {
+	for r, err := range c.SubmitAll(ctx, slices.Values(requests)) {
 		if err != nil {
 			return nil, fmt.Errorf("submit %q: %w", r.ID, err)
 		}
@@ -340,12 +336,9 @@ type demoReport struct {
 	Violations          []string `json:"violations"`
 }
 
-func (r *demoReport) print(w io.Writer, asJSON bool) {
+func (r *demoReport) print(w io.Writer, asJSON bool) error {
 	if asJSON {
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		_ = enc.Encode(r)
-		return
+		return printJSON(w, r)
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	for _, row := range []struct {
@@ -368,5 +361,5 @@ func (r *demoReport) print(w io.Writer, asJSON bool) {
 	} {
 		fmt.Fprintf(t, "%s\t%v\t\n", row.name, row.value)
 	}
-	_ = t.Flush()
+	return t.Flush()
 }

@@ -16,7 +16,6 @@ import (
 // crowd is the demo's watchers: core subscribers of states and of results, stream readers, and one that comes late.
 type crowd struct {
 	d        *demo
-	js       jetstream.JetStream
 	client   *client.Client
 	watchers []*watcher
 }
@@ -40,7 +39,7 @@ func (w *watcher) saw(id string, end bool) {
 }
 
 func newCrowd(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, names publish.Names, d *demo) (*crowd, error) {
-	c := &crowd{d: d, js: js}
+	c := &crowd{d: d}
 	var err error
 	if c.client, err = client.New(nc, client.WithJetStream(js)); err != nil {
 		return nil, err

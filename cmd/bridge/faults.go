@@ -43,9 +43,7 @@ func newFaultLog(r poll.Retriever, log *slog.Logger, reg prometheus.Registerer) 
 			Help: "Waits that the upstream asked for in a way that cannot be granted: no number, over already, several, or above 5 minutes.",
 		}),
 	}
-	if reg != nil {
-		reg.MustRegister(f.oddHints)
-	}
+	reg.MustRegister(f.oddHints)
 	return f
 }
 

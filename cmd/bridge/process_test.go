@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -129,13 +130,11 @@ func (s *site) serve(args ...string) *process {
 
 func (s *site) submit(all []string) {
 	s.t.Helper()
-	for r, err := range s.client.SubmitAll(s.t.Context(), func(yield func(client.Request) bool) {
-		for _, id := range all {
-			if !yield(client.Request{ID: id}) {
-				return
-			}
-		}
-	}) {
+	var requests []client.Request
+	for _, id := range all {
+		requests = append(requests, client.Request{ID: id})
+	}
+	for r, err := range s.client.SubmitAll(s.t.Context(), slices.Values(requests)) {
 		require.NoError(s.t, err, r.ID)
 	}
 }

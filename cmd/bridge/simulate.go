@@ -94,12 +94,15 @@ func (c *simulateCmd) readKey() error {
 
 // shape makes the script that the flags describe.
 func (c *simulateCmd) shape() error {
-	for flag, value := range map[string]float64{
-		"duration": float64(c.Duration), "spread": float64(c.Spread), "paused": float64(c.Paused), "hold": float64(c.Hold),
-		"result-bytes": float64(c.ResultBytes), "metadata-threshold": float64(c.MetadataThreshold), "rate-limit": c.RateLimit,
+	for _, n := range []struct {
+		flag     string
+		negative bool
+	}{
+		{"duration", c.Duration < 0}, {"spread", c.Spread < 0}, {"paused", c.Paused < 0}, {"hold", c.Hold < 0},
+		{"result-bytes", c.ResultBytes < 0}, {"metadata-threshold", c.MetadataThreshold < 0}, {"rate-limit", c.RateLimit < 0},
 	} {
-		if value < 0 {
-			return c.given.errorf(flag, "is negative; give 0 or more")
+		if n.negative {
+			return c.given.errorf(n.flag, "is negative; give 0 or more")
 		}
 	}
 	if c.ResultBytes == 0 {

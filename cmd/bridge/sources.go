@@ -1,7 +1,10 @@
 package main
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"reflect"
@@ -42,6 +45,9 @@ func (g given) label(flag string) string {
 	}
 	return "--" + flag
 }
+
+// complaint says what is wrong with the value of a flag, and how to mend it.
+type complaint func(flag, format string, args ...any)
 
 // errorf is an error about the value of flag, named as it was given.
 func (g given) errorf(flag, format string, args ...any) error {
@@ -186,10 +192,10 @@ func parseConfig(file string, text []byte, known map[string]bool) (map[string]*y
 		return &valueError{fmt.Sprintf("%s:%d", file, line), fmt.Sprintf(format, args...)}
 	}
 	var doc, more yaml.Node
-	decoder := yaml.NewDecoder(strings.NewReader(string(text)))
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	if err := decoder.Decode(&doc); err != nil {
-		if len(strings.TrimSpace(string(text))) == 0 || doc.Kind == 0 && err.Error() == "EOF" {
-			return nil, nil // nothing but comments
+		if len(bytes.TrimSpace(text)) == 0 || errors.Is(err, io.EOF) {
+			return nil, nil // nothing, or nothing but comments
 		}
 		line, reason := 1, strings.TrimPrefix(err.Error(), "yaml: ")
 		if n, _ := fmt.Sscanf(reason, "line %d:", &line); n == 1 {
@@ -231,7 +237,7 @@ func fileValue(flag *kong.Flag, node *yaml.Node) (any, error) {
 		lines := []string{}
 		for _, item := range node.Content {
 			if item.Kind != yaml.ScalarNode {
-				return nil, fmt.Errorf("want a list of Name=value")
+				return nil, errors.New("want a list of Name=value")
 			}
 			lines = append(lines, item.Value)
 		}

@@ -25,7 +25,7 @@ type streamFlags struct {
 	MaxAckPending   int           `name:"max-ack-pending" group:"streams" default:"200000" help:"Requests held by all bridges together."`
 }
 
-func (f *streamFlags) check(bad func(flag, format string, args ...any)) {
+func (f *streamFlags) check(bad complaint) {
 	if f.Replicas < 1 {
 		bad("replicas", "%d is too small; give at least 1", f.Replicas)
 	}

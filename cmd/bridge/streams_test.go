@@ -104,3 +104,11 @@ func TestStreamsSaysWhatIsWrong(t *testing.T) {
 		require.Empty(t, out.String())
 	}
 }
+
+func TestFlagsThatNobodyGaveSayWhatIsMadeWithoutThem(t *testing.T) {
+	cfg, err := parseServe(t, up)
+	require.NoError(t, err)
+	names, written := cfg.names(), cfg.streamFlags.options(func(string) bool { return true })
+	require.Equal(t, names.Streams(publish.Options{}), names.Streams(written))
+	require.Equal(t, names.ConsumerConfig(publish.Options{}), names.ConsumerConfig(written))
+}

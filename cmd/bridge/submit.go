@@ -10,7 +10,6 @@ import (
 	"io"
 	"iter"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -121,7 +120,7 @@ func (s *submissions) end() (refused int, err error) {
 
 func (s *submissions) ids() iter.Seq[client.Request] {
 	return func(yield func(client.Request) bool) {
-		for id := range slices.Values(s.cmd.IDs) {
+		for _, id := range s.cmd.IDs {
 			if !yield(s.request(id)) {
 				return
 			}

@@ -33,7 +33,7 @@ func (c *serveConfig) speak() {
 	}
 }
 
-func (c *serveConfig) checkUpstream(bad func(flag, format string, args ...any)) {
+func (c *serveConfig) checkUpstream(bad complaint) {
 	switch u, err := url.Parse(c.Upstream); {
 	case c.Upstream == "":
 		if !c.PrintConfig {
@@ -78,26 +78,17 @@ func (c *serveConfig) checkUpstream(bad func(flag, format string, args ...any)) 
 	}
 }
 
-func (c *serveConfig) checkUpstreamTLS(bad func(flag, format string, args ...any)) {
-	for flag, file := range map[string]string{"upstream-ca": c.UpstreamCA, "upstream-cert": c.UpstreamCert} {
-		if file != "" && strings.HasPrefix(strings.ToLower(c.Upstream), "http:") {
-			bad(flag, "is of no use with plain http; give --upstream an https:// URL")
-			return
+func (c *serveConfig) checkUpstreamTLS(bad complaint) {
+	if strings.HasPrefix(strings.ToLower(c.Upstream), "http:") && c.UpstreamCA+c.UpstreamCert != "" {
+		flag := "upstream-ca"
+		if c.UpstreamCA == "" {
+			flag = "upstream-cert"
 		}
+		bad(flag, "is of no use with plain http; give --upstream an https:// URL")
+		return
 	}
-	if c.UpstreamCA != "" {
-		if text, err := os.ReadFile(c.UpstreamCA); err != nil {
-			bad("upstream-ca", "%v; name a file that can be read", err)
-		} else if !x509.NewCertPool().AppendCertsFromPEM(text) {
-			bad("upstream-ca", "%s holds no certificate; name a PEM file", c.UpstreamCA)
-		}
-	}
-	switch {
-	case c.UpstreamCert == "" && c.UpstreamKey != "":
-		bad("upstream-key", "is of no use alone; give --upstream-cert too")
-	case c.UpstreamCert != "" && c.UpstreamKey == "":
-		bad("upstream-cert", "is of no use alone; give --upstream-key too")
-	case c.UpstreamCert != "":
+	checkCA(bad, "upstream-ca", c.UpstreamCA)
+	if isPair(bad, "upstream-cert", c.UpstreamCert, "upstream-key", c.UpstreamKey) {
 		if _, err := tls.LoadX509KeyPair(c.UpstreamCert, c.UpstreamKey); err != nil {
 			bad("upstream-cert", "certificate and key cannot be used: %v; name the PEM files of one pair", pathless(err))
 		}
@@ -105,7 +96,7 @@ func (c *serveConfig) checkUpstreamTLS(bad func(flag, format string, args ...any
 }
 
 // checkProxy never repeats the URL, which may hold a password.
-func (c *serveConfig) checkProxy(bad func(flag, format string, args ...any)) {
+func (c *serveConfig) checkProxy(bad complaint) {
 	if c.UpstreamProxy == "" {
 		return
 	}

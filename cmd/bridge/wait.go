@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"futurebridge/client"
@@ -179,7 +178,7 @@ func fileName(id string) string {
 	name := publish.Token(id)
 	if len(name) > 200 {
 		sum := sha256.Sum256([]byte(id))
-		name = "~" + base64.RawURLEncoding.EncodeToString(slices.Clone(sum[:]))
+		name = "~" + base64.RawURLEncoding.EncodeToString(sum[:])
 	}
 	return name
 }

@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	beat    = time.Second // between two writes of a key
+	every   = time.Second // between two beats, each of which writes the key
 	joining = 3           // beats until a new bridge may poll: the others have seen it by then
 	timeout = 5 * time.Second
 )
@@ -51,7 +51,7 @@ func (m *Member) Size() int { return int(m.size.Load()) }
 
 // Run takes part until ctx ends, and then leaves: nothing may be polled after that.
 func (m *Member) Run(ctx context.Context) {
-	next := time.NewTicker(beat)
+	next := time.NewTicker(every)
 	defer next.Stop()
 	heard := time.Now() // when the last good beat was sent
 	for beats, told := 0, false; ctx.Err() == nil; {
@@ -123,7 +123,7 @@ func (m *Member) beat(ctx context.Context) (int, error) {
 }
 
 // lasts is how long a bridge counts after its last beat: its connection may have held for one more, and then a lease.
-func (m *Member) lasts() time.Duration { return m.cfg.AckWait + 2*beat }
+func (m *Member) lasts() time.Duration { return m.cfg.AckWait + 2*every }
 
 // bucket is the bucket, made anew if it is missing.
 func (m *Member) bucket(ctx context.Context) (jetstream.KeyValue, error) {
