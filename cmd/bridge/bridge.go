@@ -252,7 +252,7 @@ func (b *bridge) notReady() string {
 	case b.nc.Status() != nats.CONNECTED:
 		return "not connected to NATS"
 	case b.engine.KeyRefused():
-		return "the upstream refuses the API key or the bill (401 or 402)"
+		return "the upstream refuses the API key or the bill (401, 402 or 403)"
 	}
 	return b.intake.Trouble()
 }

@@ -69,6 +69,32 @@ func TestTheBridgeSpeaksEveryDialect(t *testing.T) {
 	}
 }
 
+func TestAWrongKeyHoldsEverybodyInEveryDialect(t *testing.T) {
+	clearEnv(t)
+	t.Setenv(apiKeyVariable, "a-wrong-key")
+	for _, d := range api.Dialects {
+		t.Run(d.Name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				script, _ := playing(t, d.Name)
+				w := newWorld(t, script, sim.WithAPIKey(dialectKey))
+				b := w.bridge("bridge-1", "--dialect", d.Name)
+				for _, id := range ids("fails", 20) {
+					w.sim.Add(id, "fails")
+					w.submit(id)
+				}
+				time.Sleep(10 * time.Minute)
+				require.Contains(t, b.notReady(), "refuses the API key")
+				_, results := w.history()
+				require.Empty(t, results)
+				require.NoError(t, b.client.SetKey(dialectKey))
+				w.settled(20 * time.Minute)
+				w.check()
+				w.close()
+			})
+		})
+	}
+}
+
 func TestADialectIsNeededWhereItIsNamed(t *testing.T) {
 	clearEnv(t)
 	t.Setenv(apiKeyVariable, dialectKey)

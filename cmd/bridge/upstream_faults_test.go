@@ -341,6 +341,7 @@ func outages() []upstreamFault {
 		secured("a certificate that has expired", "certificate has expired", func() *tls.Config { return certified(upstreamHost, -time.Minute) }),
 		secured("a certificate that nobody trusts signed", "certificate signed by unknown authority", func() *tls.Config { return foreign(upstreamHost) }),
 		answered("the key is refused, 401", "401 Unauthorized", `{"detail":"bad key"}`, api.Unauthorized),
+		answered("the key is refused, 403", "403 Forbidden", `{"detail":"Invalid API key"}`, api.Unauthorized),
 		answered("the bill is not paid, 402", "402 Payment Required", "", api.Unauthorized),
 		answered("too many polls, 429", "429 Too Many Requests", "", api.Throttled),
 		answered("the upstream is overloaded, 503", "503 Service Unavailable", "", api.ServerFault),

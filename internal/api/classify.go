@@ -64,7 +64,7 @@ func byStatus(a answer, h *hint) Outcome {
 		o.Kind = NotFound
 	case a.status == http.StatusBadRequest && len(bytes.TrimSpace(a.body)) == 0:
 		o.Kind = BlankRefusal
-	case a.status == http.StatusUnauthorized || a.status == http.StatusPaymentRequired:
+	case a.status == http.StatusUnauthorized || a.status == http.StatusPaymentRequired || a.status == http.StatusForbidden && f.refusesKey():
 		o.Kind = Unauthorized
 	case a.status == http.StatusTooManyRequests:
 		o.Kind = Throttled
@@ -175,6 +175,16 @@ func gone(message string) bool {
 	m := strings.ToLower(message)
 	return strings.Contains(m, "already retrieved") || strings.Contains(m, "unknown request_id") ||
 		strings.Contains(m, "unknown request id")
+}
+
+// refusesKey recognises servers that say 401 in a 403: TuFT, and the defaults of FastAPI. It takes these very words and no
+// others, for it holds everybody: other words may be about one request, which its submitter has chosen.
+func (f *fields) refusesKey() bool {
+	switch strings.ToLower(f.detail.String()) {
+	case "invalid api key", "not authenticated", "could not validate credentials":
+		return true
+	}
+	return false
 }
 
 // size reads a number of bytes; what is no number, or negative, is 0.

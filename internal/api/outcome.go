@@ -22,7 +22,7 @@ const (
 	NotFound                 // 404, "already retrieved": unknown here and now
 	Refused                  // another 4xx: asking again will not help
 	BlankRefusal             // 400 with an empty body, as proxies inject it
-	Unauthorized             // 401, 402: the key or the bill, not this request
+	Unauthorized             // 401, 402, a 403 that says so: the key or the bill, not this request
 	Throttled                // 429
 	ServerFault              // 5xx
 	Malformed                // no answer of this protocol, a redirect among them

@@ -37,6 +37,9 @@ func (s Script) Check() error {
 	if err := oneOf("key_header", http.CanonicalHeaderKey(s.KeyHeader), keyHeaders); err != nil {
 		return err
 	}
+	if r := s.KeyRefusal; r != 0 && r != http.StatusUnauthorized && r != http.StatusForbidden {
+		return fmt.Errorf("key_refusal: %d is no refusal of a key: write 401 or 403", r)
+	}
 	if err := s.Style.check("style"); err != nil {
 		return err
 	}

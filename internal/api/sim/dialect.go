@@ -19,7 +19,7 @@ var dialects = map[string]Script{
 		Style: Style{FailureStyle: "enveloped", MetadataThreshold: 1 << 20},
 	},
 	"tuft": {
-		KeyHeader: "X-API-Key", Unknown: "404",
+		KeyHeader: "X-API-Key", KeyRefusal: 403, Unknown: "404",
 		Style: Style{Hold: 120 * time.Second, ResultStyle: "bare"},
 	},
 	"twinkle": {

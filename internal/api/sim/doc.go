@@ -18,6 +18,7 @@
 //	unknown         what an id gets that nobody made: create (default) 404 error try_again
 //	path            where polls are answered, and nowhere else (default: the three paths under HTTP, below)
 //	key_header      where an API key counts, and nowhere else: X-API-Key, or Authorization as "Bearer KEY" (default: either)
+//	key_refusal     status for a wrong key: 401 (default) or 403; a missing one gets 401
 //	require_headers names; a poll without one of them gets 400
 //	style           the server's habits, below
 //	rate_limit      {"per_second":200,"burst":20,"with":STEP}; beyond it polls get "with" (default: 429)

@@ -37,7 +37,7 @@ type reply struct {
 }
 
 // refusals are the answers that depend on no job.
-type refusals struct{ unauthorized, noHeader, invalid, down step }
+type refusals struct{ unauthorized, forbidden, noHeader, invalid, down step }
 
 func compileRefusals(style Style) refusals {
 	named := func(name string, s Step) step {
@@ -47,6 +47,7 @@ func compileRefusals(style Style) refusals {
 	}
 	return refusals{
 		unauthorized: named("unauthorized", Step{Status: http.StatusUnauthorized, Body: `{"detail":"invalid API key"}`}),
+		forbidden:    named("unauthorized", Step{Status: http.StatusForbidden, Body: `{"detail":"Invalid API key"}`}),
 		noHeader:     named("missing_header", Step{Status: http.StatusBadRequest, Body: `{"detail":"a required header is missing"}`}),
 		invalid:      named("invalid", Step{Status: http.StatusUnprocessableEntity, Body: `{"detail":"the body wants a string request_id"}`}),
 		down:         named("down", Step{Answer: "empty", Wire: "dead"}),
@@ -94,6 +95,9 @@ func (s *Sim) read(r *http.Request) *poll {
 	switch {
 	case !s.authorized(r):
 		p.refusal = &s.refusals.unauthorized
+		if s.script.KeyRefusal == http.StatusForbidden && sentKey(r) != "" {
+			p.refusal = &s.refusals.forbidden
+		}
 	case !hasHeaders(r, s.script.RequireHeaders):
 		p.refusal = &s.refusals.noHeader
 	case err != nil || p.id == "":

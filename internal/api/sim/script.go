@@ -9,6 +9,7 @@ type Script struct {
 	Unknown        string    `json:"unknown"`
 	Path           string    `json:"path"`
 	KeyHeader      string    `json:"key_header"`
+	KeyRefusal     int       `json:"key_refusal"`
 	RequireHeaders []string  `json:"require_headers"`
 	Style          Style     `json:"style"` // before Profiles: their styles start from it when a script is parsed
 	RateLimit      RateLimit `json:"rate_limit"`
