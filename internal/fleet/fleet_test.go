@@ -1,0 +1,221 @@
+package fleet
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats-server/v2/server/ats"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) {
+	// The server's process-wide clock goroutine must not be born inside a bubble, where it would never end.
+	ats.Register()
+	code := m.Run()
+	ats.Unregister()
+	if err := goleak.Find(); code == 0 && err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+const (
+	bucket  = "TEAM"
+	ackWait = 10 * time.Second
+)
+
+// team is some members of one bucket, on a real server, in virtual time.
+type team struct {
+	t       *testing.T
+	js      jetstream.JetStream
+	deny    *atomic.Bool // the bucket cannot be made
+	made    int
+	conns   []*nats.Conn
+	members []*member
+	ns      *server.Server
+}
+
+func bubble(t *testing.T, test func(t *testing.T, team *team)) {
+	t.Helper()
+	dir := t.TempDir()
+	// nats.go keeps timers in a sync.Pool; one of an earlier bubble is fatal in this one. Two collections empty it.
+	runtime.GC()
+	runtime.GC()
+	synctest.Test(t, func(t *testing.T) {
+		ns, err := server.NewServer(&server.Options{DontListen: true, JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true})
+		require.NoError(t, err)
+		ns.Start()
+		g := &team{t: t, ns: ns, deny: new(atomic.Bool)}
+		_, g.js = g.connect()
+		defer func() {
+			for _, m := range g.members {
+				m.leave()
+			}
+			for _, nc := range g.conns {
+				nc.Close()
+			}
+			ns.Shutdown()
+			ns.WaitForShutdown()
+		}()
+		test(t, g)
+	})
+}
+
+func (g *team) connect() (*nats.Conn, jetstream.JetStream) {
+	nc, err := nats.Connect("", nats.InProcessServer(g.ns), nats.MaxReconnects(-1), nats.ReconnectWait(100*time.Millisecond), nats.ReconnectBufSize(-1))
+	require.NoError(g.t, err)
+	js, err := jetstream.New(nc)
+	require.NoError(g.t, err)
+	g.conns = append(g.conns, nc)
+	return nc, js
+}
+
+func (g *team) make(ctx context.Context) error {
+	if g.deny.Load() {
+		return nats.ErrPermissionViolation
+	}
+	g.made++
+	_, err := g.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucket, TTL: time.Hour})
+	return err
+}
+
+// member is one that runs.
+type member struct {
+	*Member
+	nc      *nats.Conn
+	log     bytes.Buffer
+	changes []int
+	cancel  context.CancelFunc
+	ended   chan struct{}
+}
+
+func (g *team) join() *member {
+	m := &member{ended: make(chan struct{})}
+	g.members = append(g.members, m)
+	var js jetstream.JetStream
+	m.nc, js = g.connect()
+	m.Member = New(Config{
+		JetStream: js, Bucket: bucket, Make: g.make, AckWait: ackWait, Log: slog.New(slog.NewTextHandler(&m.log, nil)),
+		Changed: func(bridges int) {
+			require.NotEqual(g.t, bridges, m.Size(), "it is told before Size says so")
+			m.changes = append(m.changes, bridges)
+		},
+	})
+	var ctx context.Context
+	ctx, m.cancel = context.WithCancel(context.Background())
+	go func() {
+		m.Run(ctx)
+		close(m.ended)
+	}()
+	return m
+}
+
+// leave ends a member in order.
+func (m *member) leave() {
+	m.cancel()
+	<-m.ended
+}
+
+// die ends a member without a word.
+func (m *member) die() {
+	m.nc.Close()
+	m.leave()
+}
+
+func after(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func TestANewMemberCountsBeforeItMayPoll(t *testing.T) {
+	bubble(t, func(t *testing.T, g *team) {
+		first := g.join()
+		after(1500 * time.Millisecond)
+		require.Zero(t, first.Size())
+		after(time.Second)
+		require.Equal(t, 1, first.Size())
+		require.Equal(t, 1, g.made)
+
+		second := g.join()
+		after(1200 * time.Millisecond)
+		require.Equal(t, 2, first.Size(), "it has made room")
+		require.Zero(t, second.Size(), "before the other begins")
+		after(time.Second)
+		require.Equal(t, 2, second.Size())
+		after(time.Minute)
+		require.Equal(t, [][]int{{1, 2}, {2}}, [][]int{first.changes, second.changes}, "only changes are told")
+
+		second.leave()
+		after(1100 * time.Millisecond)
+		require.Equal(t, 1, first.Size(), "at once")
+	})
+}
+
+func TestAMemberThatDiedCountsUntilItsLeasesAreOver(t *testing.T) {
+	bubble(t, func(t *testing.T, g *team) {
+		first, second := g.join(), g.join()
+		after(10 * time.Second)
+		require.Equal(t, 2, first.Size())
+		second.die()
+		after(ackWait)
+		require.Equal(t, 2, first.Size(), "it may have polled until now")
+		after(5 * time.Second)
+		require.Equal(t, 1, first.Size())
+	})
+}
+
+func TestAMemberThatCannotReachTheBucketKeepsItsPartForALease(t *testing.T) {
+	bubble(t, func(t *testing.T, g *team) {
+		first, second := g.join(), g.join()
+		after(10 * time.Second)
+		g.deny.Store(true)
+		require.NoError(t, g.js.DeleteKeyValue(t.Context(), bucket))
+		after(ackWait - 2*time.Second)
+		require.Equal(t, 2, first.Size())
+		after(5 * time.Second)
+		require.Zero(t, first.Size(), "it has to join anew")
+		require.Zero(t, second.Size())
+		require.Equal(t, 1, bytes.Count(first.log.Bytes(), []byte("cannot tell how many bridges share")), "once, not each second")
+
+		g.deny.Store(false) // it is made anew, by whoever comes first
+		after(5 * time.Second)
+		require.Equal(t, []int{2, 2}, []int{first.Size(), second.Size()})
+		require.Equal(t, []int{2, 2}, second.changes)
+	})
+}
+
+func TestWhatElseIsInTheBucketIsNoMember(t *testing.T) {
+	bubble(t, func(t *testing.T, g *team) {
+		first := g.join()
+		after(5 * time.Second)
+		kv, err := g.js.KeyValue(t.Context(), bucket)
+		require.NoError(t, err)
+		for range 3 { // of members that left
+			_, err = kv.PutString(t.Context(), "gone", "")
+			require.NoError(t, err)
+			require.NoError(t, kv.Delete(t.Context(), "gone"))
+		}
+		after(2 * time.Second)
+		require.Equal(t, 1, first.Size())
+		require.Equal(t, []int{1}, first.changes)
+		first.leave()
+		left, err := kv.ListKeys(t.Context())
+		require.NoError(t, err)
+		for key := range left.Keys() {
+			t.Errorf("%s is left", key)
+		}
+	})
+}
