@@ -140,6 +140,10 @@ func (f *natsFlags) dial(o dialOptions, js ...jetstream.JetStreamOpt) (*nats.Con
 		opts = append(opts, nats.RetryOnFailedConnect(true), nats.IgnoreAuthErrorAbort())
 	}
 	opts = append(opts, f.handlers(o)...)
+	remote := f.tlsAndCreds()
+	if o.patient {
+		remote = append(remote, gathering)
+	}
 	var (
 		nc       *nats.Conn
 		settings natscontext.Settings
@@ -150,14 +154,14 @@ func (f *natsFlags) dial(o dialOptions, js ...jetstream.JetStreamOpt) (*nats.Con
 		nc, err = nats.Connect(nats.DefaultURL, append(opts, nats.InProcessServer(o.inProcess))...)
 	case f.contextWins():
 		found := false
-		opts = append(opts, f.tlsAndCreds()...)
+		opts = append(opts, remote...)
 		opts = append(opts, func(*nats.Options) error { found = true; return nil })
 		nc, settings, err = natscontext.Connect(f.NatsContext, opts...)
 		if err != nil && !found {
 			return nil, nil, &exitError{exitUsage, f.given.errorf("nats-context", "%v; `nats context ls` lists those there are", err)}
 		}
 	default:
-		nc, err = nats.Connect(f.Nats, append(opts, f.tlsAndCreds()...)...)
+		nc, err = nats.Connect(f.Nats, append(opts, remote...)...)
 	}
 	if err != nil {
 		return nil, nil, f.mend(err)

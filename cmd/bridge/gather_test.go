@@ -1,0 +1,92 @@
+package main
+
+import (
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/stretchr/testify/require"
+)
+
+// counting counts the writes that reach it.
+type counting struct {
+	net.Conn
+	writes int
+}
+
+func (c *counting) Write(data []byte) (int, error) {
+	c.writes++
+	return c.Conn.Write(data)
+}
+
+func TestWhatIsWrittenMeanwhileIsWrittenAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		conn := &counting{Conn: near}
+		g := gather(conn)
+		var want strings.Builder
+		write := func(text string) {
+			n, err := io.WriteString(g, text)
+			require.NoError(t, err)
+			require.Equal(t, len(text), n)
+			want.WriteString(text)
+			synctest.Wait()
+		}
+		for range 100 { // the first of them is not taken yet
+			write("a publish;")
+		}
+		got := make([]byte, want.Len())
+		_, err := io.ReadFull(far, got)
+		require.NoError(t, err)
+		synctest.Wait()
+		write("the last one")
+		go func() { require.NoError(t, g.Close()) }()
+		last, err := io.ReadAll(far)
+		require.NoError(t, err)
+		require.Equal(t, want.String(), string(got)+string(last), "in order, and also what was written before the end")
+		require.Equal(t, 3, conn.writes)
+		_, err = g.Write([]byte("more"))
+		require.ErrorIs(t, err, net.ErrClosed)
+	})
+}
+
+func TestAWriterWaitsForAConnectionThatTakesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		g := gather(near)
+		blocked := make(chan error)
+		go func() {
+			for {
+				if _, err := g.Write(make([]byte, 32<<10)); err != nil {
+					blocked <- err
+					return
+				}
+			}
+		}()
+		synctest.Wait()
+		g.mu.Lock()
+		require.Less(t, len(g.waiting), 2*gatherMost)
+		g.mu.Unlock()
+		require.NoError(t, g.Close(), "which does not wait for ever")
+		require.ErrorIs(t, <-blocked, net.ErrClosed)
+		require.NoError(t, far.Close())
+	})
+}
+
+func TestAWriteThatFailsEndsTheConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		g := gather(near)
+		require.NoError(t, far.Close())
+		_, err := g.Write([]byte("x"))
+		require.NoError(t, err)
+		synctest.Wait()
+		_, err = g.Write([]byte("y"))
+		require.ErrorIs(t, err, io.ErrClosedPipe)
+		_, err = g.Read(make([]byte, 1))
+		require.Error(t, err, "whoever reads learns of it")
+		_ = g.Close()
+	})
+}
