@@ -74,7 +74,7 @@ func TestAWrongKeyHoldsEverybodyInEveryDialect(t *testing.T) {
 	t.Setenv(apiKeyVariable, "a-wrong-key")
 	for _, d := range api.Dialects {
 		t.Run(d.Name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testbed.Bubble(t, func(t *testing.T) {
 				script, _ := playing(t, d.Name)
 				w := newWorld(t, script, sim.WithAPIKey(dialectKey))
 				b := w.bridge("bridge-1", "--dialect", d.Name)

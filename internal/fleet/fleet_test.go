@@ -3,34 +3,20 @@ package fleet
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"log/slog"
-	"os"
-	"runtime"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats-server/v2/server/ats"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
+
+	"futurebridge/internal/testbed"
 )
 
-func TestMain(m *testing.M) {
-	// The server's process-wide clock goroutine must not be born inside a bubble, where it would never end.
-	ats.Register()
-	code := m.Run()
-	ats.Unregister()
-	if err := goleak.Find(); code == 0 && err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { testbed.Main(m) }
 
 const (
 	bucket  = "TEAM"
@@ -42,44 +28,29 @@ type team struct {
 	t       *testing.T
 	js      jetstream.JetStream
 	deny    *atomic.Bool // the bucket cannot be made
-	made    int
-	conns   []*nats.Conn
+	made    atomic.Int32
 	members []*member
-	ns      *server.Server
+	server  *testbed.Server
 }
 
 func bubble(t *testing.T, test func(t *testing.T, team *team)) {
 	t.Helper()
-	dir := t.TempDir()
-	// nats.go keeps timers in a sync.Pool; one of an earlier bubble is fatal in this one. Two collections empty it.
-	runtime.GC()
-	runtime.GC()
-	synctest.Test(t, func(t *testing.T) {
-		ns, err := server.NewServer(&server.Options{DontListen: true, JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true})
-		require.NoError(t, err)
-		ns.Start()
-		g := &team{t: t, ns: ns, deny: new(atomic.Bool)}
+	testbed.Bubble(t, func(t *testing.T) {
+		g := &team{t: t, server: testbed.NewServer(t, nil), deny: new(atomic.Bool)}
 		_, g.js = g.connect()
 		defer func() {
 			for _, m := range g.members {
 				m.leave()
 			}
-			for _, nc := range g.conns {
-				nc.Close()
-			}
-			ns.Shutdown()
-			ns.WaitForShutdown()
 		}()
 		test(t, g)
 	})
 }
 
 func (g *team) connect() (*nats.Conn, jetstream.JetStream) {
-	nc, err := nats.Connect("", nats.InProcessServer(g.ns), nats.MaxReconnects(-1), nats.ReconnectWait(100*time.Millisecond), nats.ReconnectBufSize(-1))
-	require.NoError(g.t, err)
+	nc := g.server.Connect()
 	js, err := jetstream.New(nc)
 	require.NoError(g.t, err)
-	g.conns = append(g.conns, nc)
 	return nc, js
 }
 
@@ -87,7 +58,7 @@ func (g *team) make(ctx context.Context) error {
 	if g.deny.Load() {
 		return nats.ErrPermissionViolation
 	}
-	g.made++
+	g.made.Add(1)
 	_, err := g.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucket, TTL: time.Hour})
 	return err
 }
@@ -147,7 +118,7 @@ func TestANewMemberCountsBeforeItMayPoll(t *testing.T) {
 		require.Zero(t, first.Size())
 		after(time.Second)
 		require.Equal(t, 1, first.Size())
-		require.Equal(t, 1, g.made)
+		require.EqualValues(t, 1, g.made.Load())
 
 		second := g.join()
 		after(1200 * time.Millisecond)
