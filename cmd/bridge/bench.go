@@ -69,12 +69,12 @@ func (c *benchCmd) validate() error {
 }
 
 func (c *benchCmd) Run(ctx context.Context, io stdio) error {
-	for flag, dir := range map[string]string{"plot": c.Plot, "profile": c.Profile} {
-		if dir == "" {
+	for _, into := range []struct{ flag, dir string }{{"plot", c.Plot}, {"profile", c.Profile}} {
+		if into.dir == "" {
 			continue
 		}
-		if err := os.MkdirAll(dir, 0o755); err != nil { // before anything takes minutes
-			return &exitError{exitUsage, c.given.errorf(flag, "%v; name a directory that can be made", err)}
+		if err := os.MkdirAll(into.dir, 0o755); err != nil { // before anything takes minutes
+			return &exitError{exitUsage, c.given.errorf(into.flag, "%v; name a directory that can be made", err)}
 		}
 	}
 	report, err := bench.Run(ctx, bench.Config{
