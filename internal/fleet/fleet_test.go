@@ -25,24 +25,18 @@ const (
 
 // team is some members of one bucket, on a real server, in virtual time.
 type team struct {
-	t       *testing.T
-	js      jetstream.JetStream
-	deny    *atomic.Bool // the bucket cannot be made
-	made    atomic.Int32
-	members []*member
-	server  *testbed.Server
+	t      *testing.T
+	js     jetstream.JetStream
+	deny   atomic.Bool // the bucket cannot be made
+	made   atomic.Int32
+	server *testbed.Server
 }
 
 func bubble(t *testing.T, test func(t *testing.T, team *team)) {
 	t.Helper()
 	testbed.Bubble(t, func(t *testing.T) {
-		g := &team{t: t, server: testbed.NewServer(t, nil), deny: new(atomic.Bool)}
+		g := &team{t: t, server: testbed.NewServer(t, nil)}
 		_, g.js = g.connect()
-		defer func() {
-			for _, m := range g.members {
-				m.leave()
-			}
-		}()
 		test(t, g)
 	})
 }
@@ -75,7 +69,6 @@ type member struct {
 
 func (g *team) join() *member {
 	m := &member{ended: make(chan struct{})}
-	g.members = append(g.members, m)
 	var js jetstream.JetStream
 	m.nc, js = g.connect()
 	m.Member = New(Config{
@@ -91,6 +84,7 @@ func (g *team) join() *member {
 		m.Run(ctx)
 		close(m.ended)
 	}()
+	g.t.Cleanup(m.leave)
 	return m
 }
 
