@@ -36,6 +36,7 @@ func Bubble(t *testing.T, test func(t *testing.T)) {
 	synctest.Test(t, func(t *testing.T) {
 		time.Sleep(time.Until(present))
 		test(t)
+		synctest.Wait() // what a test has set going comes to rest before its context ends
 	})
 }
 
