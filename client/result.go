@@ -182,27 +182,11 @@ func (c *Client) flush(ctx context.Context) error {
 	return c.nc.FlushWithContext(ctx)
 }
 
-// look reads the last message of the result's subject, once.
+// look reads the stored result, once.
 func (c *Client) look(ctx context.Context, id string) (*Result, error) {
 	look, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	msg, err := publish.DirectLast(look, c.nc, c.js, c.names.ResultsStream(), c.names.Result(id))
-	if errors.Is(err, nats.ErrNoResponders) {
-		// Either there is no such stream, or nothing that could answer for it at the moment.
-		if _, lookup := c.js.Stream(look, c.names.ResultsStream()); lookup != nil {
-			err = lookup
-		}
-	}
-	if err == nil && msg == nil {
-		return nil, ErrNotYet
-	}
-	var e publish.Event
-	if err == nil {
-		e, err = c.names.Decode(msg.Subject, msg.Header, msg.Data)
-	}
-	if foreign := msg != nil || errors.Is(err, publish.ErrUnreadable); err != nil && foreign {
-		msg, e, err = c.lookUnder(look, c.names.Result(id))
-	}
+	msg, e, err := c.stored(look, c.names.Result(id))
 	if err != nil {
 		return nil, c.explain(ctx, c.names.ResultsStream(), err)
 	}
@@ -223,7 +207,28 @@ func (c *Client) look(ctx context.Context, id string) (*Result, error) {
 	return nil, requestError(e.RequestID, e.Status, body)
 }
 
-// lookUnder finds the result among messages that no bridge wrote; nil: there is none yet.
+// stored is the message of a result's subject that a bridge wrote; nil: there is none yet.
+func (c *Client) stored(ctx context.Context, subject string) (*jetstream.RawStreamMsg, publish.Event, error) {
+	msg, err := publish.DirectLast(ctx, c.nc, c.js, c.names.ResultsStream(), subject)
+	switch {
+	case errors.Is(err, publish.ErrUnreadable):
+		return c.lookUnder(ctx, subject)
+	case errors.Is(err, nats.ErrNoResponders):
+		// Either there is no such stream, or nothing that could answer for it at the moment.
+		if _, lookup := c.js.Stream(ctx, c.names.ResultsStream()); lookup != nil {
+			err = lookup
+		}
+		return nil, publish.Event{}, err
+	case err != nil || msg == nil:
+		return nil, publish.Event{}, err
+	}
+	if e, err := c.names.Decode(msg.Subject, msg.Header, msg.Data); err == nil {
+		return msg, e, nil
+	}
+	return c.lookUnder(ctx, subject)
+}
+
+// lookUnder is stored where a message that no bridge wrote lies on top.
 func (c *Client) lookUnder(ctx context.Context, subject string) (*jetstream.RawStreamMsg, publish.Event, error) {
 	for seq := uint64(1); ; {
 		msg, err := publish.Next(ctx, c.nc, c.js, c.names.ResultsStream(), subject, seq)
