@@ -3,7 +3,9 @@ package api
 import (
 	"bytes"
 	"net/http"
+	"runtime"
 	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -46,12 +48,16 @@ func BenchmarkClassify(b *testing.B) {
 
 // BenchmarkRetrieve is one poll over loopback; the server's part is in it.
 func BenchmarkRetrieve(b *testing.B) {
-	for name, body := range map[string][]byte{"completed_20KB": completed(), "try_again": []byte(`{"type":"try_again","queue_state":"active"}`)} {
+	for name, body := range map[string][]byte{
+		"completed_20KB": completed(), "completed_200B": []byte(`{"status":"completed","result":"` + strings.Repeat("x", 200) + `"}`),
+		"try_again": []byte(`{"type":"try_again","queue_state":"active"}`),
+	} {
 		b.Run(name, func(b *testing.B) {
 			c := upstream(b, Config{Key: "k-12345678"}, func(w http.ResponseWriter, _ *http.Request) {
 				w.Header().Set("Content-Type", "application/json")
 				_, _ = w.Write(body)
 			})
+			b.SetParallelism(64 / runtime.GOMAXPROCS(0)) // as many as BenchmarkFinish has under way, or a few less
 			b.ReportAllocs()
 			b.RunParallel(func(p *testing.PB) {
 				for p.Next() {

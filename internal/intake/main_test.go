@@ -28,7 +28,7 @@ const ackWait = 30 * time.Second
 // world is a real server, in virtual time, whose streams and consumer stand.
 type world struct {
 	*testbed.Server
-	t     *testing.T
+	t     testing.TB
 	names publish.Names
 	nc    *nats.Conn // the bridge's
 	js    jetstream.JetStream
@@ -39,17 +39,24 @@ type world struct {
 func bubble(t *testing.T, test func(t *testing.T, w *world)) {
 	t.Helper()
 	testbed.Bubble(t, func(t *testing.T) {
-		w := &world{t: t, Server: testbed.NewServer(t, nil)}
-		w.nc, w.other = w.Connect(), w.Connect()
-		var err error
-		w.names, err = publish.NewNames("tinker")
-		require.NoError(t, err)
-		w.js, err = jetstream.New(w.nc)
-		require.NoError(t, err)
-		w.ensure()
+		w := newWorld(t)
+		w.other = w.Connect()
 		w.acks.watch(t, w.other)
 		test(t, w)
 	})
+}
+
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	w := &world{t: t, Server: testbed.NewServer(t, nil)}
+	w.nc = w.Connect()
+	var err error
+	w.names, err = publish.NewNames("tinker")
+	require.NoError(t, err)
+	w.js, err = jetstream.New(w.nc)
+	require.NoError(t, err)
+	w.ensure()
+	return w
 }
 
 // wrap makes the bridge's connection anew, with something around it.

@@ -48,10 +48,14 @@ func BenchmarkTransition(b *testing.B) {
 	})
 }
 
-// BenchmarkFinish is one result of 20 KB and its closing record.
+// BenchmarkFinish is one result and its closing record.
 func BenchmarkFinish(b *testing.B) {
-	result := sized(20 << 10)
-	benchmark(b, func(g *rig, r *poll.Request) error { return g.Finish(g.ctx, r, result) })
+	for name, size := range map[string]int{"200B": 200, "20KB": 20_000} {
+		result := sized(size)
+		b.Run(name, func(b *testing.B) {
+			benchmark(b, func(g *rig, r *poll.Request) error { return g.Finish(g.ctx, r, result) })
+		})
+	}
 }
 
 // BenchmarkTransitionMessage is what a state costs before it is sent.
