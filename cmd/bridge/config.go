@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"futurebridge/internal/api"
 	"futurebridge/internal/publish"
 )
@@ -133,8 +135,8 @@ func (c *serveConfig) validate() error {
 	if c.StatesMaxAge > 0 && c.StatesMaxAge <= c.Timeout {
 		bad("states-max-age", "%v is not longer than --timeout %v: a log would be gone before its request ends; raise it, or lower --timeout", c.StatesMaxAge, c.Timeout)
 	}
-	if c.ResultMemory < c.MaxInlineResult {
-		bad("result-memory", "%v does not hold one result of --max-inline-result %v; give at least that", c.ResultMemory, c.MaxInlineResult)
+	if c.ResultMemory < c.MaxResult {
+		bad("result-memory", "%v does not hold one result of --max-result %v; give at least that, or lower --max-result", c.ResultMemory, c.MaxResult)
 	}
 	if c.MaxRequests > c.MaxAckPending {
 		if c.given.has("max-requests") {
@@ -205,6 +207,20 @@ func (c *serveConfig) checkDescriptors(bad complaint) {
 	}
 	c.MaxPolls = most
 	c.warnings = append(c.warnings, fmt.Sprintf("only %d polls in flight: this process may open no more than %d files (ulimit -n)", most, limit))
+}
+
+// fit compares what this bridge is to hold with what the consumer, which may stand for longer than the bridge, gives out.
+func (c *serveConfig) fit(consumer jetstream.ConsumerConfig) error {
+	most := consumer.MaxAckPending
+	if most <= 0 || c.MaxRequests <= most { // 0 and below: no limit
+		return nil
+	}
+	if c.given.has("max-requests") {
+		return &exitError{exitUsage, c.given.errorf("max-requests", "%d is more than the %d requests (max ack pending) that the consumer %s of %s gives to all bridges; lower it, or raise the consumer's: nats consumer edit %s %s --max-pending=%d",
+			c.MaxRequests, most, c.names().Consumer(), c.names().WorkStream(), c.names().WorkStream(), c.names().Consumer(), c.MaxRequests)}
+	}
+	c.MaxRequests = most
+	return nil
 }
 
 // streamOptions are what was given about streams and consumer.

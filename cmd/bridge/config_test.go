@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
 	"futurebridge/internal/publish"
@@ -257,7 +259,8 @@ func TestWhatIsWrongIsNamedInOneLineWithItsMend(t *testing.T) {
 		{name: "negative rate", args: "--polls-per-second=-1", want: "--polls-per-second: -1 is below 0"},
 		{name: "backoff", args: "--backoff-max=100ms", want: "--backoff-max: 100ms is shorter than --backoff-initial"},
 		{name: "ages", args: "--timeout=200h", want: "--states-max-age: 192h0m0s is not longer than --timeout 200h0m0s"},
-		{name: "memory", args: "--result-memory=1KiB", want: "--result-memory: 1KiB does not hold one result of --max-inline-result 512KiB"},
+		{name: "memory", args: "--result-memory=1KiB", want: "--result-memory: 1KiB does not hold one result of --max-result 64MiB; give at least that, or lower --max-result"},
+		{name: "large results", args: "--max-result=1GiB", want: "--result-memory: 256MiB does not hold one result of --max-result 1GiB"},
 		{name: "requests", args: "--max-requests=300000", want: "--max-requests: 300000 is more than --max-ack-pending 200000"},
 		{name: "descriptors", args: "--max-polls=2000000000", want: "--max-polls: 2000000000 polls in flight need more than"},
 		{name: "http", args: "--http=8910", want: `--http: "8910" is not host:port; give one such as 127.0.0.1:8910, or none`},
@@ -308,6 +311,33 @@ func TestLimitsThatNobodyAskedForFollowThoseThatWereGiven(t *testing.T) {
 	c, err = parseServe(t, up, "--nats-context=x")
 	require.NoError(t, err)
 	require.True(t, c.contextWins())
+}
+
+func TestAConsumerThatStandsBoundsWhatABridgeHolds(t *testing.T) {
+	clearEnv(t)
+	for _, c := range []struct {
+		args  string
+		most  int // the consumer's
+		holds int
+		want  string
+	}{
+		{"", 500, 500, ""},
+		{"", -1, 100_000, ""},
+		{"--max-requests=500", 500, 500, ""},
+		{"--max-requests=501", 500, 0, "--max-requests: 501 is more than the 500 requests (max ack pending) that the consumer bridge of TINKER_WORK gives to all bridges; " +
+			"lower it, or raise the consumer's: nats consumer edit TINKER_WORK bridge --max-pending=501"},
+	} {
+		config, err := parseServe(t, append([]string{up}, strings.Fields(c.args)...)...)
+		require.NoError(t, err)
+		err = config.fit(jetstream.ConsumerConfig{MaxAckPending: c.most})
+		if c.want == "" {
+			require.NoError(t, err)
+			require.Equal(t, c.holds, config.MaxRequests)
+			continue
+		}
+		require.EqualError(t, err, c.want)
+		require.Equal(t, exitUsage, report(err, io.Discard))
+	}
 }
 
 func TestAPrintedConfigCanBeFedBack(t *testing.T) {

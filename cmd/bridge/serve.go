@@ -85,6 +85,9 @@ func (c *serveCmd) Run(ctx context.Context, io stdio) error {
 	if err != nil || ctx.Err() != nil {
 		return err
 	}
+	if err := c.fit(consumer); err != nil {
+		return err
+	}
 	if err := c.reachUpstream(ctx, state, log); err != nil || ctx.Err() != nil {
 		return err
 	}

@@ -101,7 +101,7 @@ func runOut(t *testing.T, row *Row, server *node, relieve func()) {
 	s.submit(requests)
 	for _, name := range []string{"1", "2"} {
 		s.bridge(name, server.url, "--http", "127.0.0.1:0", "--max-requests", fmt.Sprint(held),
-			"--result-memory", fmt.Sprint(budget*resultBytes), "--max-inline-result", fmt.Sprint(budget*resultBytes))
+			"--result-memory", fmt.Sprint(budget*resultBytes), "--max-result", fmt.Sprint(budget*resultBytes), "--max-inline-result", fmt.Sprint(budget*resultBytes))
 	}
 	for _, p := range s.bridges {
 		p.notReady("cannot be stored")
