@@ -17,25 +17,25 @@ const (
 	cadenceSamples = 256
 	cadenceKnown   = 8 // fewer say too little
 	cadenceTypes   = 1000
-	cadencePart    = 0.3 // of the median is how late a poll comes at most
+	cadencePart    = 0.2 // of the median is what waits begin with,
+	cadenceAge     = 4   // and a quarter of a request's age what they grow to
 	cadenceLeast   = 2 * time.Second
 )
 
 type durations struct {
-	last    []time.Duration
-	next    int
-	seen    int
-	ceiling time.Duration
+	last []time.Duration
+	next int
+	seen int
+	pace time.Duration
 }
 
-// pace is the policy for a type: its backoff ends where the type's does, and begins with half of that.
+// pace is the policy for a type.
 func (c *cadence) pace(p Policy, requestType string) Policy {
 	if c == nil {
 		return p
 	}
-	if d := c.types[requestType]; d != nil && d.ceiling > 0 {
-		p.BackoffMax = min(d.ceiling, p.BackoffMax)
-		p.pace = max(p.BackoffInitial, p.BackoffMax/2)
+	if d := c.types[requestType]; d != nil && d.pace > 0 {
+		p.pace = max(p.BackoffInitial, d.pace)
 	}
 	return p
 }
@@ -61,6 +61,6 @@ func (c *cadence) learn(requestType string, took time.Duration) {
 	}
 	if d.seen++; d.seen%max(cadenceKnown, len(d.last)/8) == 0 {
 		sorted := slices.Sorted(slices.Values(d.last))
-		d.ceiling = max(cadenceLeast, time.Duration(cadencePart*float64(sorted[len(sorted)/2])))
+		d.pace = max(cadenceLeast, time.Duration(cadencePart*float64(sorted[len(sorted)/2])))
 	}
 }

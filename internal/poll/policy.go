@@ -6,7 +6,6 @@
 package poll
 
 import (
-	"cmp"
 	"fmt"
 	"time"
 
@@ -17,7 +16,7 @@ import (
 type Policy struct {
 	BackoffInitial     time.Duration // first wait of a pending request, doubling; also of a faulty upstream
 	BackoffMax         time.Duration // where doubling ends
-	pace               time.Duration // the first wait of a pending request whose type is known, instead; 0: it is not
+	pace               time.Duration // the least wait of a pending request whose type is known; 0: it is not
 	PausedWait         time.Duration // between polls of a paused request
 	HeldAfter          time.Duration // a pending poll that took this long was held by the upstream, and is repeated at once
 	HoldInitial        time.Duration // first wait after a refused key, doubling up to HoldMax
@@ -146,8 +145,7 @@ func (p Policy) Step(s State, r Reply, jitter float64) (State, Decision) {
 			s.pendings = 0
 		default:
 			// Counted from the poll's start: a slow answer is part of the wait.
-			wait := spread(backoff(cmp.Or(p.pace, p.BackoffInitial), p.BackoffMax, s.pendings), jitter)
-			d.Wait = max(0, wait-r.End.Sub(r.Start))
+			d.Wait = max(0, spread(p.pendingWait(&s, r.Start), jitter)-r.End.Sub(r.Start))
 			s.pendings = bump(s.pendings)
 		}
 
@@ -194,6 +192,15 @@ func (p Policy) Step(s State, r Reply, jitter float64) (State, Decision) {
 		d.Terminal = p.Timeout(s, r.End)
 	}
 	return s, d
+}
+
+// pendingWait doubles, or, where it is known how long requests of a type take, follows the request's age: one that
+// has taken long already will take long.
+func (p Policy) pendingWait(s *State, start time.Time) time.Duration {
+	if p.pace == 0 {
+		return backoff(p.BackoffInitial, p.BackoffMax, s.pendings)
+	}
+	return min(max(p.pace, now(start).Sub(s.Submitted)/cadenceAge), p.BackoffMax)
 }
 
 // Timeout is the end of a request whose deadline passed: the job's own failure if it had one, else a time-out.

@@ -171,27 +171,35 @@ func TestTheHeapGivesTheEarliestFirst(t *testing.T) {
 
 func TestTheCadenceFollowsTheMedianOfAType(t *testing.T) {
 	c := &cadence{types: map[string]*durations{}}
-	waits := func(c *cadence, requestType string) [2]time.Duration {
+	waits := func(c *cadence, requestType string) (waits []time.Duration) {
 		p := c.pace(DefaultPolicy(), requestType)
-		_, first := p.Step(State{Submitted: epoch}, replyAt(0, 0, pending()), 0)
-		_, later := p.Step(State{Submitted: epoch, pendings: 20}, replyAt(0, 0, pending()), 0)
-		return [2]time.Duration{first.Wait, later.Wait}
+		for n, age := range []time.Duration{0, 20 * time.Second, 28 * time.Second, 10 * time.Minute, -time.Hour} {
+			_, d := p.Step(State{Submitted: epoch.Add(-age), pendings: uint8(3 * n)}, replyAt(0, 0, pending()), 0)
+			waits = append(waits, d.Wait)
+		}
+		return waits
 	}
-	unknown := [2]time.Duration{500 * time.Millisecond, 30 * time.Second}
+	seconds := func(all ...float64) (waits []time.Duration) {
+		for _, s := range all {
+			waits = append(waits, time.Duration(s*float64(time.Second)))
+		}
+		return waits
+	}
+	unknown := seconds(0.5, 4, 30, 30, 30)
 	require.Equal(t, unknown, waits(c, "Sample"))
 	for range cadenceKnown {
-		c.learn("Sample", 20*time.Second)
+		c.learn("Sample", 25*time.Second)
 		c.learn("Train", time.Second)
 		c.learn("Unload", time.Hour)
 	}
-	require.Equal(t, [2]time.Duration{3 * time.Second, 6 * time.Second}, waits(c, "Sample"), "three tenths of the median, and half of that first")
-	require.Equal(t, [2]time.Duration{time.Second, 2 * time.Second}, waits(c, "Train"), "not less than two seconds")
-	require.Equal(t, [2]time.Duration{15 * time.Second, 30 * time.Second}, waits(c, "Unload"), "not more than the policy's")
+	require.Equal(t, seconds(5, 5, 7, 30, 5), waits(c, "Sample"), "a fifth of the median, then a quarter of its age, whatever the clocks say")
+	require.Equal(t, seconds(2, 5, 7, 30, 2), waits(c, "Train"), "not less than two seconds")
+	require.Equal(t, seconds(30, 30, 30, 30, 30), waits(c, "Unload"), "not more than the policy's")
 	require.Equal(t, unknown, waits(c, "another"))
 	for range cadenceSamples {
-		c.learn("Sample", 40*time.Second)
+		c.learn("Sample", 50*time.Second)
 	}
-	require.Equal(t, [2]time.Duration{6 * time.Second, 12 * time.Second}, waits(c, "Sample"), "the median follows")
+	require.Equal(t, seconds(10, 10, 10, 30, 10), waits(c, "Sample"), "the median follows")
 	p := c.pace(DefaultPolicy(), "Unload")
 	_, d := p.Step(State{Submitted: epoch}, replyAt(0, 0, api.Outcome{Kind: api.ServerFault, HTTPStatus: 503, Failure: &api.Failure{}}), 0)
 	require.Equal(t, 500*time.Millisecond, d.Wait, "a fault has nothing to do with it")
