@@ -60,7 +60,7 @@ request is polled again at once.
 	section("Bodies", "", bodies())
 	section("Statuses", "No redirect is followed.\n\n", statuses())
 	section("Waits", "A wait is kept within 0 and 5 minutes, counted in `bridge_odd_hints_total` when it cannot be granted as asked, and the longest of several counts.\nA poll comes no earlier, and a tenth later at most.\n\n", waits())
-	section("HTTP/2", "All rows of above that are whole answers, or bodies that stall or never end, are played over HTTP/2 too, and come to the same. Here\npolls of several requests share a connection; what kills it makes each of them one more poll.\n\n", http2Faults())
+	section("HTTP/2", "All rows of above that are whole answers, or bodies that stall or never end, are played over HTTP/2 too, and come to the same. Here\npolls of several requests share a connection; what kills it makes each of them one more poll, and one that takes no poll within `--poll-timeout` is left for a new one.\n\n", http2Faults())
 	section("What strikes everybody", "No request ends for it before its deadline. When key or bill is refused one poll at a time goes out until one is accepted, `/readyz` says why, and\nthe log has its own line; after 429 no poll goes out for a second, or for what `Retry-After` says.\n\n", outages())
 
 	b.WriteString("\n## What the log says to do\n\n| counts as | hint |\n|---|---|\n")

@@ -16,7 +16,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -125,7 +124,7 @@ func strike(t *testing.T, protocol string, faults []upstreamFault) {
 		w.submit(ids("sound", 10)...)
 		w.settled(time.Hour)
 		b.stop()
-		synctest.Wait()
+		time.Sleep(2 * time.Minute) // connections that were given up are closed when they have been idle for a while
 
 		require.Zero(t, f.open, "no connection is left")
 		require.Empty(t, f.strange, "nothing goes where it should not")

@@ -296,6 +296,26 @@ func http2Faults() []upstreamFault {
 		broken("HTTP/2: more window than there can be", func(l *http2Line, stream uint32) error {
 			return l.framer.WriteWindowUpdate(0, 1<<31-1)
 		}, "FLOW_CONTROL_ERROR"),
+		{
+			name: "HTTP/2: a connection that takes no further polls", kind: api.Pending, also: []api.Kind{api.Unreachable}, ends: "timed_out",
+			http2: func(l *http2Line, stream uint32) error {
+				if err := l.framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}); err != nil {
+					return err
+				}
+				if err := l.head(stream, "200", ok); err != nil {
+					return err
+				}
+				return l.framer.WriteData(stream, true, []byte(pending))
+			},
+		},
+		broken("HTTP/2: a thousand interim answers", func(l *http2Line, stream uint32) error {
+			for range 1000 {
+				if err := l.head(stream, "103", http.Header{"Link": {strings.Repeat("x", 1000)}}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, "header list too large"),
 		broken("HTTP/2: headers without end", func(l *http2Line, stream uint32) error {
 			err := l.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: l.large()})
 			for err == nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"os"
 	"strconv"
 	"sync"
@@ -139,7 +138,7 @@ func (w *world) odd(name string, s seams, args ...string) *running {
 	w.run.Lease = consumer.AckWait
 	ctx, stop := context.WithCancel(context.Background())
 	hard, cut := context.WithCancel(context.Background())
-	r := &running{bridge: b, w: w, abrupt: s.abrupt, ctx: stop, hard: cut, ended: make(chan struct{}), client: client, idle: asking.Transport.(*http.Transport).CloseIdleConnections}
+	r := &running{bridge: b, w: w, abrupt: s.abrupt, ctx: stop, hard: cut, ended: make(chan struct{}), client: client, idle: client.CloseIdleConnections}
 	go func() {
 		b.run(ctx, hard)
 		close(r.ended)

@@ -68,7 +68,7 @@ type Client struct {
 	maxResult  int64
 	budget     *budget // nil: none
 	timeout    time.Duration
-	transport  http.RoundTripper
+	transport  atomic.Pointer[http.RoundTripper]
 	fresh      http.RoundTripper
 	buffers    sync.Pool // of *[]byte, of freeBody at most
 
@@ -98,7 +98,7 @@ func New(cfg Config) (*Client, error) {
 	}
 	base.Path = strings.TrimSuffix(base.Path, "/") + cfg.Path
 	c := &Client{
-		url: base, maxResult: cfg.MaxResult, timeout: cfg.Timeout, transport: cfg.Transport, fresh: cfg.Fresh,
+		url: base, maxResult: cfg.MaxResult, timeout: cfg.Timeout, fresh: cfg.Fresh,
 		buffers:    sync.Pool{New: func() any { b := make([]byte, 0, 2*readAtOnce); return &b }},
 		keyRefused: cfg.KeyRefused, keyHeader: http.CanonicalHeaderKey(cmp.Or(cfg.KeyHeader, DefaultKeyHeader)),
 		secrets: slices.DeleteFunc(slices.Clone(cfg.Secrets), func(s string) bool { return s == "" }),
@@ -132,12 +132,14 @@ func New(cfg Config) (*Client, error) {
 	if c.timeout <= 0 {
 		c.timeout = 65 * time.Second
 	}
-	if c.transport == nil {
-		c.transport = NewTransport(TransportConfig{})
+	transport := cfg.Transport
+	if transport == nil {
+		transport = NewTransport(TransportConfig{})
 	}
+	c.transport.Store(&transport)
 	if c.fresh == nil {
-		c.fresh = c.transport
-		if t, ok := c.transport.(*http.Transport); ok {
+		c.fresh = transport
+		if t, ok := transport.(*http.Transport); ok {
 			fresh := t.Clone()
 			fresh.DisableKeepAlives = true
 			c.fresh = fresh
@@ -190,21 +192,27 @@ func (c *Client) Retrieve(ctx context.Context, q Query) Outcome {
 	defer cancel(nil)
 	clock := newClock(c.timeout, q.Deadline, func() { cancel(context.DeadlineExceeded) })
 	defer clock.timer.Stop()
-	transport := c.transport
+	transport := c.transport.Load()
 	if q.Fresh {
-		transport = c.fresh
+		transport = &c.fresh
 	}
-	// Until a connection is there, no result can have gone to this attempt. A transport that does not tell gets no
-	// such trust.
+	// Until a connection is there, no result can have gone to this attempt, nor until it is written. A transport that does
+	// not tell gets no such trust.
 	sent := true
+	var unwritten atomic.Bool // HTTP/2 writes in another goroutine
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GetConn: func(string) { sent = false },
-		GotConn: func(httptrace.GotConnInfo) { sent = true },
+		GetConn:      func(string) { sent = false; unwritten.Store(true) },
+		GotConn:      func(httptrace.GotConnInfo) { sent = true },
+		WroteRequest: func(w httptrace.WroteRequestInfo) { unwritten.Store(w.Err != nil) },
 	})
 	// RoundTrip, not Client.Do: no redirect is followed, no cookie kept, and the request is built only once.
 	id := c.identity.Load()
-	res, err := transport.RoundTrip(c.request(ctx, q, id.header))
+	res, err := (*transport).RoundTrip(c.request(ctx, q, id.header))
 	if err != nil {
+		if sent && unwritten.Load() && !time.Now().Before(clock.end) {
+			c.leave(transport)
+			return id.unreachable("the upstream cannot be reached", errStuck, false)
+		}
 		return id.noAnswer(ctx, err, sent)
 	}
 	o := c.read(ctx, res, clock, id)
@@ -215,6 +223,29 @@ func (c *Client) Retrieve(ctx context.Context, q Query) Outcome {
 		o.StaleKey = c.identity.Load().key != id.key
 	}
 	return o
+}
+
+var errStuck = errors.New("the connection took no poll within the time for one")
+
+// leave goes on with new connections. One that takes no polls would be used for ever: HTTP/2 answers pings on it, and a
+// connection on which polls wait is not closed for being idle.
+func (c *Client) leave(transport *http.RoundTripper) {
+	old, ok := (*transport).(*http.Transport)
+	if !ok {
+		return
+	}
+	var anew http.RoundTripper = old.Clone()
+	c.transport.CompareAndSwap(transport, &anew)
+	old.CloseIdleConnections()
+}
+
+// CloseIdleConnections is for the end of a client.
+func (c *Client) CloseIdleConnections() {
+	for _, transport := range []http.RoundTripper{*c.transport.Load(), c.fresh} {
+		if t, ok := transport.(*http.Transport); ok {
+			t.CloseIdleConnections()
+		}
+	}
 }
 
 func (c *Client) request(ctx context.Context, q Query, own http.Header) *http.Request {

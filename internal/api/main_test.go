@@ -42,13 +42,7 @@ func client(t testing.TB, cfg Config) *Client {
 	t.Helper()
 	c, err := New(cfg)
 	require.NoError(t, err)
-	t.Cleanup(func() {
-		for _, transport := range []http.RoundTripper{c.transport, c.fresh} {
-			if transport, ok := transport.(*http.Transport); ok {
-				transport.CloseIdleConnections()
-			}
-		}
-	})
+	t.Cleanup(c.CloseIdleConnections)
 	return c
 }
 
