@@ -57,7 +57,7 @@ request is polled again at once.
 		}
 	}
 	section("Connections and framing", "", connections())
-	section("Bodies", "", bodies())
+	section("Bodies", "The id that an answer names is not compared with the one that was asked for: gateways have ids of their own.\n\n", bodies())
 	section("Statuses", "No redirect is followed.\n\n", statuses())
 	section("Waits", "A wait is kept within 0 and 5 minutes, counted in `bridge_odd_hints_total` when it cannot be granted as asked, and the longest of several counts.\nA poll comes no earlier, and a tenth later at most.\n\n", waits())
 	section("HTTP/2", "All rows of above that are whole answers, or bodies that stall or never end, are played over HTTP/2 too, and come to the same. Here\npolls of several requests share a connection; what kills it makes each of them one more poll, and one that takes no poll within `--poll-timeout` is left for a new one.\n\n", http2Faults())

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -125,6 +126,7 @@ func strike(t *testing.T, protocol string, faults []upstreamFault) {
 		w.settled(time.Hour)
 		b.stop()
 		time.Sleep(2 * time.Minute) // connections that were given up are closed when they have been idle for a while
+		synctest.Wait()
 
 		require.Zero(t, f.open, "no connection is left")
 		require.Empty(t, f.strange, "nothing goes where it should not")

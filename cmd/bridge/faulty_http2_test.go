@@ -24,9 +24,9 @@ const maxFrame = 16 << 10
 type http2Line struct {
 	f    *faulty
 	conn net.Conn
-	mute bool // pings stay without an answer
 
 	mu     sync.Mutex // of all that follows, and of what is written
+	mute   bool       // pings stay without an answer
 	framer *http2.Framer
 	header bytes.Buffer
 	coder  *hpack.Encoder
@@ -83,9 +83,12 @@ func (l *http2Line) read() {
 			}
 			written = l.write(l.framer.WriteSettingsAck)
 		case *http2.PingFrame:
-			if !frame.IsAck() && !l.mute {
-				written = l.write(func() error { return l.framer.WritePing(true, frame.Data) })
-			}
+			written = l.write(func() error {
+				if frame.IsAck() || l.mute {
+					return nil
+				}
+				return l.framer.WritePing(true, frame.Data)
+			})
 		case *http2.WindowUpdateFrame:
 			l.widen(frame.StreamID, int(frame.Increment))
 		case *http2.RSTStreamFrame:
