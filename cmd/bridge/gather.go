@@ -10,8 +10,9 @@ import (
 )
 
 const (
-	gatherMost = 256 << 10       // bytes that wait for the one before to be written
-	lastWrite  = 2 * time.Second // for what waits when a connection is closed
+	gatherMost = 256 << 10       // bytes that wait for those before to be written
+	longWrite  = time.Minute     // as the library has it
+	lastWrite  = 2 * time.Second // of what waits when the connection is closed
 )
 
 // gathering is an option: connections gather what is written to them, however they are dialed.
@@ -35,8 +36,7 @@ func (g gatherer) Dial(network, address string) (net.Conn, error) {
 	return gather(conn), nil
 }
 
-// gatheredConn is a connection whose Write returns before it is written. What cannot be written closes the connection; one that
-// takes nothing is for its pings to find out.
+// gatheredConn is a connection whose Write returns before it is written. What cannot be written closes the connection.
 type gatheredConn struct {
 	net.Conn
 	done chan struct{} // nothing more is written
@@ -68,13 +68,12 @@ func (g *gatheredConn) Write(data []byte) (int, error) {
 	return len(data), nil
 }
 
-// SetWriteDeadline does nothing: no write waits for the network.
+// SetWriteDeadline does nothing: each write has longWrite.
 func (g *gatheredConn) SetWriteDeadline(time.Time) error { return nil }
 
 // Close writes what waits, and closes.
 func (g *gatheredConn) Close() error {
 	g.fail(net.ErrClosed)
-	_ = g.Conn.SetWriteDeadline(time.Now().Add(lastWrite))
 	<-g.done
 	return g.Conn.Close()
 }
@@ -85,6 +84,7 @@ func (g *gatheredConn) fail(err error) {
 	if g.err == nil {
 		g.err = err
 	}
+	_ = g.Conn.SetWriteDeadline(time.Now().Add(lastWrite))
 	g.changed.Broadcast()
 }
 
@@ -95,6 +95,9 @@ func (g *gatheredConn) run() {
 		runtime.Gosched() // whoever is about to write too has its turn first
 		g.mu.Lock()
 		out, g.waiting = g.waiting, out[:0]
+		if g.err == nil {
+			_ = g.Conn.SetWriteDeadline(time.Now().Add(longWrite))
+		}
 		g.changed.Broadcast()
 		g.mu.Unlock()
 		if len(out) == 0 {

@@ -3,9 +3,11 @@ package main
 import (
 	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -71,6 +73,23 @@ func TestAWriterWaitsForAConnectionThatTakesNothing(t *testing.T) {
 		g.mu.Unlock()
 		require.NoError(t, g.Close(), "which does not wait for ever")
 		require.ErrorIs(t, <-blocked, net.ErrClosed)
+		require.NoError(t, far.Close())
+	})
+}
+
+func TestAConnectionThatTakesNothingEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		g := gather(near)
+		_, err := g.Write([]byte("x"))
+		require.NoError(t, err)
+		began := time.Now()
+		_, err = g.Read(make([]byte, 1))
+		require.ErrorIs(t, err, io.ErrClosedPipe, "whoever reads learns of it")
+		require.Equal(t, longWrite, time.Since(began))
+		_, err = g.Write([]byte("y"))
+		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+		_ = g.Close()
 		require.NoError(t, far.Close())
 	})
 }
