@@ -13,6 +13,9 @@ import (
 
 const mb = 1e6
 
+// scrapeEvery is how often a bridge that is to do nothing is asked for its metrics: that costs it CPU time.
+const scrapeEvery = 5 * time.Second
+
 // waits is the script of an upstream whose jobs never end, and that wants to be asked every five minutes.
 const waits = `{"seed":%d,"profiles":[{"name":"waits","steps":[{"state":"active","retry_after_s":300}]}]}`
 
@@ -104,7 +107,7 @@ func (r *run) waitingOnce(ctx context.Context, n int, bridged bool) (h holding, 
 		return h, err
 	}
 	begin := time.Since(s.begin)
-	sampling := s.sample(ctx, time.Second, b) // an answer with metrics costs the bridge CPU
+	sampling := s.sample(ctx, scrapeEvery, b)
 	polled := func() (int, error) {
 		stats, err := s.stats(false)
 		return stats.Polls, err
