@@ -191,7 +191,8 @@ func (l *line) tell(s *saying) {
 	if s.endless {
 		length = ""
 	}
-	ok := l.say("HTTP/1.1 " + s.status + "\r\n" + s.header + length + "\r\n" + s.body)
+	// Not in one: what waits for the other side would be a copy of the body each.
+	ok := l.say("HTTP/1.1 "+s.status+"\r\n"+s.header+length+"\r\n") && l.say(s.body)
 	for ok && s.endless {
 		ok = l.say(s.body)
 	}

@@ -22,11 +22,15 @@ import (
 // TestAProcessStaysWithinItsMemory lets a thousand polls get their answers at the same moment: every fault of the table,
 // and many bodies that are large. The resident memory of the bridge, as it is shipped, stays within what its settings say.
 func TestAProcessStaysWithinItsMemory(t *testing.T) {
+	t.Parallel() // it mostly waits
 	program := filepath.Join(t.TempDir(), "bridge")
 	out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	for protocol, faults := range map[string][]upstreamFault{"http/1.1": concurrent(), "h2": overHTTP2()} {
-		t.Run(protocol, func(t *testing.T) { answeredTogether(t, program, protocol, faults) })
+		t.Run(protocol, func(t *testing.T) {
+			t.Parallel()
+			answeredTogether(t, program, protocol, faults)
+		})
 	}
 }
 
