@@ -10,6 +10,12 @@ import (
 	"futurebridge/internal/api"
 )
 
+const (
+	// lookEvery bounds how long a holder goes on polling a request that ended elsewhere.
+	lookEvery = 5 * time.Minute
+	idleFor   = 30 * time.Second // a poller that nothing needed for so long ends: polls have made its stack grow
+)
+
 // ErrLeaseLost is a Sink's way to say that it stored nothing, because somebody else may hold the request by now.
 var ErrLeaseLost = errors.New("the lease is lost")
 
