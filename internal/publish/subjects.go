@@ -84,7 +84,10 @@ func plain(s string) bool {
 }
 
 // Names are the subjects, streams and the bucket that belong to one prefix.
-type Names struct{ prefix string }
+type Names struct {
+	prefix  string
+	streams string // what the names of streams begin with
+}
 
 // NewNames takes a prefix of subject tokens of [A-Za-z0-9_-], such as "tinker" or "acme.tinker".
 func NewNames(prefix string) (Names, error) {
@@ -96,7 +99,7 @@ func NewNames(prefix string) (Names, error) {
 	if strings.HasPrefix(prefix+".", "ingest.") {
 		return Names{}, fmt.Errorf("prefix %q: \"ingest\" is where the bridge itself publishes; choose another first token", prefix)
 	}
-	return Names{prefix}, nil
+	return Names{prefix, strings.ToUpper(strings.ReplaceAll(prefix, ".", "_")) + "_"}, nil
 }
 
 // Prefix is what the names were made from.
@@ -143,6 +146,4 @@ func (n Names) BridgesStream() string { return "KV_" + n.BridgesBucket() } // th
 // Consumer is the durable consumer of the work stream that all bridges share.
 func (n Names) Consumer() string { return "bridge" }
 
-func (n Names) stream(kind string) string {
-	return strings.ToUpper(strings.ReplaceAll(n.prefix, ".", "_")) + "_" + kind
-}
+func (n Names) stream(kind string) string { return n.streams + kind }
