@@ -36,7 +36,7 @@ func TestWhatIsWrittenMeanwhileIsWrittenAtOnce(t *testing.T) {
 			want.WriteString(text)
 			synctest.Wait()
 		}
-		for range 100 { // the first of them is not taken yet
+		for range 100 { // the first of them is not taken yet, neither from its writer nor in its place
 			write("a publish;")
 		}
 		got := make([]byte, want.Len())
@@ -48,7 +48,7 @@ func TestWhatIsWrittenMeanwhileIsWrittenAtOnce(t *testing.T) {
 		last, err := io.ReadAll(far)
 		require.NoError(t, err)
 		require.Equal(t, want.String(), string(got)+string(last), "in order, and also what was written before the end")
-		require.Equal(t, 3, conn.writes)
+		require.Equal(t, 4, conn.writes)
 		_, err = g.Write([]byte("more"))
 		require.ErrorIs(t, err, net.ErrClosed)
 	})
@@ -95,17 +95,78 @@ func TestAConnectionThatTakesNothingEnds(t *testing.T) {
 }
 
 func TestAWriteThatFailsEndsTheConnection(t *testing.T) {
+	for name, busy := range map[string]bool{"the writer's own": false, "of what was gathered": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				near, far := net.Pipe()
+				g := gather(near)
+				if busy {
+					go func() { _, _ = far.Read(make([]byte, 1)) }()
+					_, err := g.Write([]byte("x"))
+					require.NoError(t, err)
+				}
+				require.NoError(t, far.Close())
+				_, err := g.Write([]byte("x"))
+				require.Equal(t, busy, err == nil)
+				synctest.Wait()
+				_, err = g.Write([]byte("y"))
+				require.ErrorIs(t, err, io.ErrClosedPipe)
+				_, err = g.Read(make([]byte, 1))
+				require.Error(t, err, "whoever reads learns of it")
+				_ = g.Close()
+			})
+		})
+	}
+}
+
+func TestAWriterWritesByItselfWhenNobodyElseDoes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := net.Pipe()
-		g := gather(near)
-		require.NoError(t, far.Close())
-		_, err := g.Write([]byte("x"))
+		conn := &counting{Conn: near}
+		g := gather(conn)
+		go func() { _, _ = io.Copy(io.Discard, far) }()
+		for i := range 3 {
+			time.Sleep(time.Millisecond)
+			_, err := g.Write([]byte("a lonely publish"))
+			require.NoError(t, err)
+			require.Equal(t, i+1, conn.writes, "no other goroutine has a hand in it")
+		}
+		_, err := g.Write([]byte("another one at once"))
 		require.NoError(t, err)
-		synctest.Wait()
-		_, err = g.Write([]byte("y"))
-		require.ErrorIs(t, err, io.ErrClosedPipe)
-		_, err = g.Read(make([]byte, 1))
-		require.Error(t, err, "whoever reads learns of it")
-		_ = g.Close()
+		require.NoError(t, g.Close())
+		require.Equal(t, 4, conn.writes)
 	})
+}
+
+// One that writes now and then, to a server that answers: what gathering costs it.
+func BenchmarkEcho(b *testing.B) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(b, err)
+	defer func() { _ = l.Close() }()
+	go func() {
+		for conn, err := l.Accept(); err == nil; conn, err = l.Accept() {
+			go func() { _, _ = io.Copy(conn, conn) }()
+		}
+	}()
+	for _, c := range []struct {
+		name string
+		of   func(net.Conn) net.Conn
+	}{{"plain", func(c net.Conn) net.Conn { return c }}, {"gathered", func(c net.Conn) net.Conn { return gather(c) }}} {
+		b.Run(c.name, func(b *testing.B) {
+			dialed, err := net.Dial("tcp", l.Addr().String())
+			require.NoError(b, err)
+			conn, message, took := c.of(dialed), make([]byte, 300), time.Duration(0)
+			defer func() { _ = conn.Close() }()
+			for b.Loop() {
+				time.Sleep(time.Millisecond)
+				began := time.Now()
+				_, err := conn.Write(message)
+				require.NoError(b, err)
+				_, err = io.ReadFull(conn, message)
+				require.NoError(b, err)
+				took += time.Since(began)
+			}
+			b.ReportMetric(float64(took.Nanoseconds())/float64(b.N), "ns/echo")
+		})
+	}
 }
