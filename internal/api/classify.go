@@ -33,8 +33,9 @@ type answer struct {
 // classify reads an answer: its status first, then its content type, then its body. The outcome's Result aliases the
 // body; everything else is a copy.
 func classify(a answer) Outcome {
+	var f fields // once, for it is large: the stacks of all polls in flight hold it
 	var h hint
-	o := byStatus(a, &h)
+	o := byStatus(a, &f, &h)
 	o.HTTPStatus = a.status
 	h.header(a.header, a.at)
 	if o.Hint = h.wait; h.odd != "" {
@@ -46,12 +47,12 @@ func classify(a answer) Outcome {
 	return o
 }
 
-func byStatus(a answer, h *hint) Outcome {
+func byStatus(a answer, f *fields, h *hint) Outcome {
 	if a.status >= 200 && a.status <= 299 {
-		return success(a, h)
+		return success(a, f, h)
 	}
 	// Only the fields of interest are read below; a body that is no JSON object has none of them.
-	f, _ := scan(a)
+	_ = f.scan(a)
 	h.body(f.retryAfterMS, f.retryAfterS)
 	var o Outcome
 	switch {
@@ -114,7 +115,7 @@ func obeyShouldRetry(o *Outcome, value string) {
 	}
 }
 
-func success(a answer, h *hint) Outcome {
+func success(a answer, f *fields, h *hint) Outcome {
 	if a.status == http.StatusPartialContent { // nothing else would tell of protobuf
 		return malformed("it is a part only", a)
 	}
@@ -127,7 +128,7 @@ func success(a answer, h *hint) Outcome {
 	if strings.Contains(strings.ToLower(a.header.Get("Content-Type")), "application/x-protobuf") {
 		return Outcome{Kind: Completed, Result: a.body, ContentType: contentType}
 	}
-	f, err := scan(a)
+	err := f.scan(a)
 	if err != "" && a.status != http.StatusAccepted {
 		return malformed(err, a)
 	}

@@ -29,24 +29,24 @@ type fields struct {
 
 // scan looks at the top level of a JSON body once; a result is validated but never decoded. why is empty for any
 // valid JSON value but null. Of a key that is there twice the last counts, as in most decoders.
-func scan(a answer) (f fields, why string) {
+func (f *fields) scan(a answer) (why string) {
 	body := a.body
 	f.secrets = a.secrets
 	switch {
 	case len(bytes.TrimSpace(body)) == 0:
-		return f, "the body is empty"
+		return "the body is empty"
 	case tooDeep(body):
-		return f, "the body is nested too deeply"
+		return "the body is nested too deeply"
 	case !gjson.ValidBytes(body):
-		return f, "the body is not JSON"
+		return "the body is not JSON"
 	}
 	// No copy: the body outlives the fields, and nothing here writes to it.
 	root := gjson.Parse(unsafe.String(unsafe.SliceData(body), len(body)))
 	if root.Type == gjson.Null {
-		return f, "the body is null"
+		return "the body is null"
 	}
 	if !root.IsObject() {
-		return f, ""
+		return ""
 	}
 	root.ForEach(func(key, value gjson.Result) bool {
 		switch key.Str {
@@ -85,7 +85,7 @@ func scan(a answer) (f fields, why string) {
 		}
 		return true
 	})
-	return f, ""
+	return ""
 }
 
 // tooDeep guards the recursive validator. Counting brackets is nearly free; only a body with very many is walked.
