@@ -130,8 +130,8 @@ func twoHolders(t *testing.T, row *Row) {
 	require.NoError(t, err)
 	t.Cleanup(proxy.Close)
 	var steps []sim.Step
-	for i := range 9 {
-		steps = append(steps, sim.Step{State: "active", Reason: fmt.Sprint("phase ", i), For: 600 * time.Millisecond, Spread: 600 * time.Millisecond})
+	for i := range 18 { // longer than a bridge takes to start on a machine that has other work
+		steps = append(steps, sim.Step{State: "active", Reason: fmt.Sprintf("phase %02d", i), For: 600 * time.Millisecond, Spread: 600 * time.Millisecond})
 	}
 	steps = append(steps, sim.Step{Answer: "completed"})
 	url := "nats://" + address
