@@ -73,7 +73,8 @@ func (g *gatheredConn) Write(data []byte) (int, error) {
 	if !g.writing && len(g.waiting) == 0 && time.Since(g.wrote) > quiet {
 		n, err := g.write(data, briefWrite)
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-			return n, g.fail(err)
+			g.fail(err)
+			return n, err
 		}
 		g.waiting = slices.Insert(g.waiting, 0, data[n:]...) // ahead of what came meanwhile
 		if len(g.waiting) > 0 || g.err != nil {              // else nobody need wake up
@@ -119,7 +120,7 @@ func (g *gatheredConn) run() {
 		out, g.waiting = g.waiting, out[:0]
 		g.changed.Broadcast() // there is room
 		if _, err := g.write(out, longWrite); err != nil {
-			_ = g.fail(err)
+			g.fail(err)
 			return
 		}
 	}
@@ -139,12 +140,11 @@ func (g *gatheredConn) write(data []byte, most time.Duration) (int, error) {
 }
 
 // fail ends the connection, for whoever reads from it too.
-func (g *gatheredConn) fail(err error) error {
+func (g *gatheredConn) fail(err error) {
 	if g.err == nil {
 		g.err = err
 	}
 	g.waiting = nil
 	g.changed.Broadcast()
 	_ = g.Conn.Close()
-	return g.err
 }

@@ -138,6 +138,27 @@ func TestAWriterWritesByItselfWhenNobodyElseDoes(t *testing.T) {
 	})
 }
 
+func TestAWriteThatTakesTooLongIsFinishedAheadOfWhatCameMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		g := gather(near)
+		go func() {
+			_, err := g.Write([]byte("first;"))
+			require.NoError(t, err)
+		}()
+		got := make([]byte, 2)
+		_, err := io.ReadFull(far, got) // of the first, whose writer goes on trying
+		require.NoError(t, err)
+		_, err = g.Write([]byte("second;"))
+		require.NoError(t, err)
+		time.Sleep(2 * briefWrite)
+		go func() { require.NoError(t, g.Close()) }()
+		rest, err := io.ReadAll(far)
+		require.NoError(t, err)
+		require.Equal(t, "first;second;", string(got)+string(rest))
+	})
+}
+
 // One that writes now and then, to a server that answers: what gathering costs it.
 func BenchmarkEcho(b *testing.B) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")

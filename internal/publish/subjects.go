@@ -86,7 +86,7 @@ func plain(s string) bool {
 // Names are the subjects, streams and the bucket that belong to one prefix.
 type Names struct {
 	prefix  string
-	streams string // what the names of streams begin with
+	streams string // what the names of streams begin with; kept, for each closing record names one
 }
 
 // NewNames takes a prefix of subject tokens of [A-Za-z0-9_-], such as "tinker" or "acme.tinker".
