@@ -80,11 +80,12 @@ func (a *aimd) spend(at time.Time) {
 	}
 }
 
-// owes reports whether a poll that the upstream holds may go out before its token is there, because only this limit
-// is in the way: the others pay for it, for up to a second.
+// owes reports whether a poll that the upstream holds may go out ahead of its turn: while this limit has others wait, who
+// pay for it when its token is not there yet, for up to a second. A token that is there does not matter: in its turn,
+// behind all who wait for theirs, the poll would not get it.
 func (a *aimd) owes(at time.Time) bool {
-	ok, _ := a.ready(at)
-	return !ok && a.phase != down && a.bucket.tokens > -a.limit*lately.Seconds()
+	a.ready(at)
+	return a.phase != down && at.Sub(a.pressed) <= lately && a.bucket.tokens > -a.limit*lately.Seconds()
 }
 
 // rest puts growth off until the upstream may be polled again.
