@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -124,30 +126,44 @@ func lateWord(t *testing.T, row *Row, address, prefix string, at message, hold, 
 // twoHolders submits each id twice, so that two bridges hold it by right, and holds up states that one of them has seen
 // until the other has logged what came after.
 func twoHolders(t *testing.T, row *Row) {
-	const requests = 20
+	const requests, enough = 20, 10
 	_, address := natsServer(t)
 	proxy, err := NewProxy(address)
 	require.NoError(t, err)
 	t.Cleanup(proxy.Close)
 	var steps []sim.Step
-	for i := range 18 { // longer than a bridge takes to start on a machine that has other work
+	for i := range 16 {
 		steps = append(steps, sim.Step{State: "active", Reason: fmt.Sprintf("phase %02d", i), For: 600 * time.Millisecond, Spread: 600 * time.Millisecond})
 	}
 	steps = append(steps, sim.Step{Answer: "completed"})
 	url := "nats://" + address
 	s := newSite(t, connect(t, url), url, "twice", sim.Script{Profiles: []sim.Profile{{Name: "phases", Steps: steps}}}, zombieAckWait, 1)
+	// Jobs begin when both poll them all, however long a bridge takes to start.
+	var arrived atomic.Int32
+	begin := make(chan struct{})
+	around := func(w http.ResponseWriter, r *http.Request, upstream http.Handler) {
+		arrived.Add(1)
+		select {
+		case <-begin:
+			upstream.ServeHTTP(w, r)
+		case <-r.Context().Done():
+		}
+	}
+	s.around.Store(&around)
 	s.submit(requests)
 	s.bridge("1", proxy.URL(), "--max-requests", fmt.Sprint(requests))
-	await(t, "bridge 1 is full", time.Minute, func() bool { return s.upstream.Stats().Jobs == requests })
-	s.bridge("2", s.nats).said("msg=polling")
+	await(t, "bridge 1 is full", time.Minute, func() bool { return arrived.Load() >= requests })
+	s.submit(requests)
+	s.bridge("2", s.nats)
+	await(t, "bridge 2 polls them too", time.Minute, func() bool { return arrived.Load() >= 2*requests })
 
 	states, err := s.js.Stream(t.Context(), s.names.StatesStream())
 	require.NoError(t, err)
 	stale := 0
 	rule := state(s.names)
-	rule.Nth, rule.Times = 2*requests, 25
+	rule.Nth, rule.Times = requests, 10*requests
 	rule.Before = func(f *Frame) {
-		if until(1500*time.Millisecond, func() bool {
+		if stale < enough && until(1500*time.Millisecond, func() bool {
 			last, err := states.GetLastMsgForSubject(t.Context(), strings.TrimPrefix(f.Subject, "ingest."))
 			return err == nil && reason(last.Data) > reason(f.Payload)
 		}) {
@@ -155,7 +171,7 @@ func twoHolders(t *testing.T, row *Row) {
 		}
 	}
 	proxy.On(rule)
-	s.submit(requests)
+	close(begin)
 	s.settle(time.Minute)
 	proxy.Close() // nothing is held up any more
 	require.NotZero(t, stale)
