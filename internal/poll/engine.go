@@ -234,6 +234,9 @@ func (e *Engine) add(requests []Request, draining bool) {
 			continue
 		}
 		r.looked = now
+		if r.State.Redelivered || r.State.Polls > 0 {
+			r.State.pendings = e.cfg.Policy.pendingsAt(time.Since(r.State.Submitted))
+		}
 		fresh := &row{id: r.ID, about: r.About, lane: e.due.of(r.Submitter), submitted: r.State.Submitted.UnixNano()}
 		fresh.pack(r)
 		e.index[r.ID] = fresh

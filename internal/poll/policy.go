@@ -203,6 +203,16 @@ func (p Policy) pendingWait(s *State, start time.Time) time.Duration {
 	return min(max(p.pace, now(start).Sub(s.Submitted)/cadenceAge), p.BackoffMax)
 }
 
+// pendingsAt is how often a request was found pending by an age, if it was polled all along: where the doubling goes on
+// when another holder takes it over.
+func (p Policy) pendingsAt(age time.Duration) (n uint8) {
+	for wait := p.BackoffInitial; wait <= age && wait < p.BackoffMax; wait = backoff(p.BackoffInitial, p.BackoffMax, n) {
+		age -= wait
+		n++
+	}
+	return n
+}
+
 // Timeout is the end of a request whose deadline passed: the job's own failure if it had one, else a time-out.
 func (p Policy) Timeout(s State, at time.Time) Result {
 	if s.failure != nil {
