@@ -64,6 +64,9 @@ func newBridge(cfg *serveConfig, nc *nats.Conn, js jetstream.JetStream, consumer
 	if b.keeper, err = intake.NewKeeper(nc, consumer.AckWait, metrics, log); err != nil {
 		return nil, fmt.Errorf("subscribe to confirmations: %w", err)
 	}
+	if cfg.Embedded {
+		b.keeper.StopsWithServer()
+	}
 	b.intake = intake.New(intake.Config{
 		Keeper: b.keeper, Max: most,
 		Consumer: b.consumer, CheckID: publish.CheckID, CheckTimeout: b.checkTimeout,
@@ -131,8 +134,8 @@ func (b *bridge) run(ctx, hard context.Context) {
 	leases.Wait()
 	flush, done := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer done()
-	if err := b.nc.FlushWithContext(flush); err != nil {
-		b.log.Warn("the last acknowledgements may not have arrived; their requests come again and end at once", "error", err)
+	if err := b.keeper.Flush(flush); err != nil {
+		b.log.Warn("what was settled or handed back last may not have arrived; it comes again when its lease ends", "error", err)
 	}
 	_ = b.keeper.Close()
 	b.log.Info("drained", "took", time.Since(begin).Round(time.Millisecond))

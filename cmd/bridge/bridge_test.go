@@ -224,6 +224,38 @@ func TestADrainHandsOverAndLosesNothing(t *testing.T) {
 	})
 }
 
+func TestABridgeThatStopsWithItsServerGoesOnWithItAtOnce(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
+		w := newWorld(t, endless())
+		first := w.bridge("bridge-1", "--embedded")
+		for _, id := range ids("req", 500) {
+			w.submitFor(id, 15*time.Minute)
+		}
+		time.Sleep(10 * time.Minute)
+		first.stop()
+		w.restartServer(time.Second)
+		again := time.Now()
+		second := w.bridge("bridge-2", "--embedded")
+		time.Sleep(4 * time.Second)
+		synctest.Wait()
+		require.Equal(t, 500, second.engine.Held(), "long before AckWait, which is two minutes")
+		time.Sleep(time.Minute)
+		polls := map[string]int{}
+		for _, p := range w.sim.Polls() {
+			if p.Start.After(again) {
+				polls[p.ID]++
+			}
+		}
+		require.Len(t, polls, 500)
+		for id, n := range polls {
+			require.LessOrEqual(t, n, 3, "%s is old, and waits as long between polls as before", id)
+		}
+		w.settled(time.Hour)
+		w.check()
+		w.close()
+	})
+}
+
 func TestDeletedStreamsAndConsumersAreMadeAnew(t *testing.T) {
 	testbed.Bubble(t, func(t *testing.T) {
 		w := newWorld(t, everyday())

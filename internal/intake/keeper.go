@@ -2,7 +2,9 @@ package intake
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"math"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,6 +22,8 @@ const (
 	// settleTime is how long a delivery may be known to a consumer's leader alone: one that has lost the majority goes on for
 	// about that long before it steps down, and its successor knows nothing of what it delivered meanwhile.
 	settleTime = 10 * time.Second
+	// stopTime is longer than a server that stops takes until its consumers have.
+	stopTime = 2 * time.Second
 )
 
 // Keeper holds the leases of one bridge: it extends those that are trusted, all in one burst, because the server
@@ -43,6 +47,9 @@ type Keeper struct {
 	live     map[uint64]*Lease     // by stream sequence
 	settling map[uint64]settlement // acknowledged, not yet confirmed
 	prefix   string                // what the acknowledgement subjects of the consumer begin with
+	latest   string                // of those, without the prefix
+	stopping bool                  // the server ends with this process
+	returned []*Lease              // what goes back when it does
 }
 
 // Lease is the right to poll one request, and the duty to settle its work item. It implements poll.Lease.
@@ -126,6 +133,45 @@ func (k *Keeper) Run(ctx context.Context) {
 	}
 }
 
+// StopsWithServer says that the server will end with this process: what is handed back goes there by Flush, and to whoever
+// asks when the server has started again. A plain nak it only remembers, and would then give the item to nobody until
+// AckWait has passed.
+func (k *Keeper) StopsWithServer() { k.stopping = true }
+
+// keepFor reports whether an item that is handed back waits for Flush.
+func (k *Keeper) keepFor(l *Lease) bool {
+	if !k.stopping {
+		return false
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.returned = append(k.returned, l)
+	return true
+}
+
+// Flush returns when the consumer has taken all that was sent to it. Nothing may be settled or handed back after it.
+func (k *Keeper) Flush(ctx context.Context) error {
+	k.mu.Lock()
+	returned, prefix, latest := k.returned, k.prefix, k.latest
+	k.returned = nil
+	k.mu.Unlock()
+	// With a delay the server writes down when the item is due. It stops before that: what is due it remembers as delivered.
+	later := fmt.Appendf(nil, `-NAK {"delay":%d}`, stopTime)
+	for _, l := range returned {
+		if l.Trusted() {
+			_ = k.nc.Publish(l.subject(), later) // lost: it goes after AckWait
+		}
+	}
+	parts := strings.SplitN(latest, ".", 3)
+	if len(parts) < 3 || parts[0] == "$JS" { // no delivery, or the latest is of another form than the first
+		return nil
+	}
+	// It takes what comes in order, and answers also what is about an item that is not there.
+	parts[1] = strconv.FormatInt(math.MaxInt64, 10)
+	_, err := k.nc.RequestWithContext(ctx, prefix+strings.Join(parts, "."), []byte("+WPI"))
+	return err
+}
+
 // Close stops listening for confirmations. What is unconfirmed by then is delivered again, and acknowledged then.
 func (k *Keeper) Close() error { return k.sub.Unsubscribe() }
 
@@ -144,7 +190,7 @@ func (k *Keeper) take(seq uint64, reply string, sent time.Time) *Lease {
 		old.sent.Store(gone)
 	}
 	delete(k.settling, seq)
-	k.live[seq] = l
+	k.live[seq], k.latest = l, l.reply
 	return l
 }
 
@@ -298,9 +344,9 @@ func (k *Keeper) repeat() {
 	k.free()
 }
 
-// Nak hands the work item to another bridge now.
+// Nak hands the work item to another bridge now, or with StopsWithServer to the next one.
 func (l *Lease) Nak() {
-	if l.forget() {
+	if l.forget() && !l.keeper.keepFor(l) {
 		_ = l.keeper.nc.Publish(l.subject(), []byte("-NAK")) // lost: it goes after AckWait
 	}
 }

@@ -280,3 +280,53 @@ func TestANakHandsTheWorkItemOnAtOnce(t *testing.T) {
 		require.Empty(t, w.fetch(200), "it is no longer this bridge's to hand on")
 	})
 }
+
+func TestWhatIsHandedBackToAServerThatStopsIsThereWhenItStartsAgain(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.submitMany(100)
+		b := w.bridge(nil)
+		b.keeper.StopsWithServer()
+		end := b.run(true)
+		items := b.held()
+		time.Sleep(ackWait) // they were extended since
+		for _, item := range items[:99] {
+			item.Lease.Nak()
+		}
+		require.Equal(t, 1, b.keeper.Held())
+		require.Empty(t, w.fetch(200), "the server goes on, and they would be forgotten with it")
+		items[99].Lease.Nak()
+		items[99].Lease.Nak()
+		end()
+		w.acks.since()
+		require.NoError(t, b.keeper.Flush(t.Context()))
+		require.Len(t, w.acks.since(), 101, "each once, and one that is answered when the consumer has them all")
+		w.Stop()
+		w.Start()
+		time.Sleep(stopTime + time.Second)
+		require.Len(t, w.fetch(200), 100)
+	})
+}
+
+func TestALeaseThatRanOutIsNotHandedBackWhenTheServerStops(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.submit("a")
+		b := w.bridge(nil)
+		b.keeper.StopsWithServer()
+		end := b.run(false)
+		lease := b.held()[0].Lease
+		end()
+		lease.Nak()
+		time.Sleep(ackWait)
+		require.Len(t, w.fetch(1), 1, "somebody else has it")
+		w.acks.since()
+		require.NoError(t, b.keeper.Flush(t.Context()))
+		require.Len(t, w.acks.since(), 1, "the question whether the consumer has them all")
+	})
+}
+
+func TestAFlushOfAKeeperThatTookNothingIsOverAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		require.NoError(t, w.bridge(nil).keeper.Flush(t.Context()))
+		require.Empty(t, w.acks.since())
+	})
+}
