@@ -98,7 +98,6 @@ func runOut(t *testing.T, row *Row, server *node, relieve func()) {
 			{State: "active", For: time.Second, Spread: time.Second}, {Answer: "completed", ResultBytes: resultBytes},
 		}}},
 	}, 5*time.Second, 1)
-	s.forgets = true // what it delivers and extends without room is not written down, and then it is started again
 	s.submit(requests)
 	for _, name := range []string{"1", "2"} {
 		s.bridge(name, server.url, "--http", "127.0.0.1:0", "--max-requests", fmt.Sprint(held), "--max-polls", fmt.Sprint(polls),

@@ -40,7 +40,7 @@ type site struct {
 	bridges  []*process
 	pace     []string      // flags: how often bridges poll
 	gap      time.Duration // longer than any wait between two polls; 0: AckWait
-	forgets  bool          // its server is started again, has forgotten deliveries, and two bridges may have an id for as long as a lease
+	forgets  bool          // its server is killed, forgets deliveries, and two bridges may have an id for as long as a lease
 }
 
 // caller is the header by which the upstream tells the bridges apart.
