@@ -66,12 +66,12 @@ var brokenBridges = []broken{
 		scenario: "crash at each step/^a closing record is about to be sent", violation: "had its result stored, and was polled again",
 	},
 	{
-		name: "goes on polling when its trust has run out", file: "internal/intake/keeper.go",
+		name: "goes on polling when its trust has run out", file: "internal/intake/lease.go",
 		old: "return age < l.keeper.trust()", new: "return age < 1<<61",
 		scenario: "zombies/^extension, until another has taken over", violation: "polls of one bridge between those of another",
 	},
 	{
-		name: "hands nothing back when it drains", file: "internal/intake/keeper.go",
+		name: "hands nothing back when it drains", file: "internal/intake/lease.go",
 		old:      "_ = l.keeper.nc.Publish(l.subject(), []byte(\"-NAK\"))",
 		scenario: "crash at each step/^a drain hands back", violation: "the bridge ended before the point was reached",
 	},

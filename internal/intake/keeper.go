@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -52,23 +51,12 @@ type Keeper struct {
 	returned []*Lease              // what goes back when it does
 }
 
-// Lease is the right to poll one request, and the duty to settle its work item. It implements poll.Lease.
-type Lease struct {
-	keeper *Keeper
-	seq    uint64
-	reply  string       // where the server takes acknowledgements, without the keeper's prefix
-	taken  int64        // on the keeper's clock; guarded by its mutex
-	sent   atomic.Int64 // when the fetch or the last extension was sent, on the keeper's clock; negative: gone
-}
-
 // settlement is an acknowledgement under way.
 type settlement struct {
 	lease *Lease
 	how   string
 	tried int64 // when it was sent last, on the keeper's clock
 }
-
-const gone = -1 << 62 // also of taken: this lease is not extended again
 
 // memory names what a consumer remembers its deliveries in. It changes when a leader is elected or a server starts, and what
 // the former one delivered last may be forgotten by that.
@@ -211,14 +199,6 @@ func ackPrefix(reply string) string {
 	return reply[:end]
 }
 
-// subject is where the server takes acknowledgements of this delivery.
-func (l *Lease) subject() string {
-	if strings.HasPrefix(l.reply, "$") { // of another form than the first that the keeper saw
-		return l.reply
-	}
-	return l.keeper.prefix + l.reply // set before there was any lease, and never changed
-}
-
 // follow compares the consumer as it is now with what it was at the last look.
 //
 // One that was made anew delivers the work items of its predecessor again, to anybody, and if the stream too is new then
@@ -257,45 +237,7 @@ func (k *Keeper) follow(consumer Consumer, asked time.Time) {
 	k.consumer, k.memory, k.looked = consumer, now, at
 }
 
-// Trusted reports whether the server still keeps the work item for this bridge. It is counted from when the fetch or
-// the extension was sent, and with a margin: a process that was stopped finds deliveries in its socket that have long
-// gone to somebody else.
-func (l *Lease) Trusted() bool {
-	age := int64(time.Since(l.keeper.start)) - l.sent.Load()
-	return age < l.keeper.trust()
-}
-
 func (k *Keeper) trust() int64 { return int64(k.ackWait / 10 * 9) }
-
-// announce has the server write down that an old work item was taken now. Of a delivery it keeps the time at which the
-// message was stored, and only of an extension the time at which it came: a server that restarted before the next burst
-// would find everything old that was just taken expired, and give it to a second bridge beside this one.
-func (l *Lease) announce() {
-	if l.Trusted() {
-		_ = l.keeper.nc.Publish(l.subject(), []byte("+WPI")) // lost: the next burst does it
-	}
-}
-
-// Ack settles the work item. It may only be called after the closing record is stored: the server takes an
-// acknowledgement from anybody, so an early one would delete the item under whoever holds it.
-func (l *Lease) Ack() { l.settle("+ACK") }
-
-// Term settles a work item that is no request, after its rejection is stored.
-func (l *Lease) Term() { l.settle("+TERM") }
-
-func (l *Lease) settle(how string) {
-	k := l.keeper
-	k.mu.Lock()
-	mine := k.live[l.seq] == l
-	if mine {
-		delete(k.live, l.seq)
-		k.settling[l.seq] = settlement{l, how, int64(time.Since(k.start))}
-	}
-	k.mu.Unlock()
-	if mine { // else it is for the later delivery's lease to settle
-		k.send(l, how)
-	}
-}
 
 // send is confirmed by a reply to the keeper's inbox; nobody waits for it. An error is one more reason to repeat it.
 func (k *Keeper) send(l *Lease, how string) {
@@ -342,30 +284,6 @@ func (k *Keeper) repeat() {
 		k.send(s.lease, s.how)
 	}
 	k.free()
-}
-
-// Nak hands the work item to another bridge now, or with StopsWithServer to the next one.
-func (l *Lease) Nak() {
-	if l.forget() && !l.keeper.keepFor(l) {
-		_ = l.keeper.nc.Publish(l.subject(), []byte("-NAK")) // lost: it goes after AckWait
-	}
-}
-
-// Drop lets go of a work item that somebody else has.
-func (l *Lease) Drop() { l.forget() }
-
-// forget reports whether the lease was this bridge's to give away.
-func (l *Lease) forget() bool {
-	k := l.keeper
-	trusted := l.Trusted()
-	k.mu.Lock()
-	mine := k.live[l.seq] == l
-	if mine {
-		delete(k.live, l.seq)
-	}
-	k.mu.Unlock()
-	k.free()
-	return mine && trusted
 }
 
 // look asks the consumer whether it is the one that it was.
