@@ -97,7 +97,7 @@ func runOut(t *testing.T, row *Row, server *node, relieve func()) {
 		Profiles: []sim.Profile{{Name: "job", Steps: []sim.Step{
 			{State: "active", For: time.Second, Spread: time.Second}, {Answer: "completed", ResultBytes: resultBytes},
 		}}},
-	}, 5*time.Second, 1)
+	}, 10*time.Second, 1) // a tenth of it is how late a poll may arrive that begins when trust ends
 	s.submit(requests)
 	for _, name := range []string{"1", "2"} {
 		s.bridge(name, server.url, "--http", "127.0.0.1:0", "--max-requests", fmt.Sprint(held), "--max-polls", fmt.Sprint(polls),
