@@ -161,7 +161,7 @@ func (b *bed) fail(id string, status poll.Status) {
 
 type heldLease struct{}
 
-func (heldLease) Trusted() bool { return true }
-func (heldLease) Ack()          {}
-func (heldLease) Nak()          {}
-func (heldLease) Drop()         {}
+func (heldLease) Trusted() bool     { return true }
+func (heldLease) Ack()              {}
+func (heldLease) Nak(time.Duration) {}
+func (heldLease) Drop()             {}

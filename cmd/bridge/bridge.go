@@ -199,7 +199,7 @@ func (b *bridge) handle(ctx context.Context, items []intake.Item) {
 	ended, err := b.publisher.Lookup(ctx, requests)
 	if err != nil { // only the end of ctx
 		for i := range items {
-			items[i].Lease.Nak()
+			items[i].Lease.Nak(0)
 		}
 		return
 	}

@@ -201,6 +201,33 @@ func TestTheSameIDsAtTwoBridgesOfAOneShotUpstreamLoseNothing(t *testing.T) {
 	})
 }
 
+func TestAHintIsHandedOverWithItsRequest(t *testing.T) {
+	for _, flags := range [][]string{nil, {"--embedded"}} {
+		t.Run(strings.Join(flags, " "), func(t *testing.T) {
+			testbed.Bubble(t, func(t *testing.T) {
+				w := newWorld(t, sim.Script{Profiles: []sim.Profile{{Name: "paused", Steps: []sim.Step{
+					{State: "paused_capacity", For: 3 * time.Minute, RetryAfterMS: 60_000}, {Answer: "completed"},
+				}}}})
+				first := w.bridge("bridge-1", flags...)
+				w.submit(ids("req", 500)...)
+				time.Sleep(20 * time.Second)
+				second := w.bridge("bridge-2")
+				first.stop()
+				if flags != nil {
+					second.stop()
+					w.restartServer(time.Second)
+					w.bridge("bridge-3", flags...)
+				}
+				w.settled(10 * time.Minute)
+				require.Zero(t, w.sim.Stats().EarlyPolls)
+				require.LessOrEqual(t, w.sim.Stats().Polls, 5*500)
+				w.check()
+				w.close()
+			})
+		})
+	}
+}
+
 func TestADrainHandsOverAndLosesNothing(t *testing.T) {
 	testbed.Bubble(t, func(t *testing.T) {
 		script := sim.Script{Style: sim.Style{Retention: "once", Hold: 20 * time.Second}, Profiles: []sim.Profile{{Name: "job", Steps: []sim.Step{

@@ -56,10 +56,10 @@ func newDesk(t *testing.T) *desk {
 
 type deskLease struct{}
 
-func (deskLease) Trusted() bool { return true }
-func (deskLease) Ack()          {}
-func (deskLease) Nak()          {}
-func (deskLease) Drop()         {}
+func (deskLease) Trusted() bool     { return true }
+func (deskLease) Ack()              {}
+func (deskLease) Nak(time.Duration) {}
+func (deskLease) Drop()             {}
 
 // end writes a log of one state and an end.
 func (d *desk) end(id string, status poll.Status, body string) {

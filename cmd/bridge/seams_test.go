@@ -75,7 +75,7 @@ func (s seams) handle(ctx context.Context, b *bridge, items []intake.Item) {
 		if !s.unread {
 			ended, err := b.publisher.Lookup(ctx, []*poll.Request{&r})
 			if err != nil {
-				items[i].Lease.Nak()
+				items[i].Lease.Nak(0)
 				continue
 			}
 			if ended[0] {

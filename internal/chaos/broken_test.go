@@ -72,7 +72,7 @@ var brokenBridges = []broken{
 	},
 	{
 		name: "hands nothing back when it drains", file: "internal/intake/lease.go",
-		old:      "_ = l.keeper.nc.Publish(l.subject(), []byte(\"-NAK\"))",
+		old:      "_ = l.keeper.nc.Publish(l.subject(), how)",
 		scenario: "crash at each step/^a drain hands back", violation: "the bridge ended before the point was reached",
 	},
 }

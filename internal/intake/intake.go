@@ -159,7 +159,7 @@ func (in *Intake) fetch(ctx, stop context.Context, consumer Consumer, most int) 
 		}
 	}
 	for _, lease := range in.late { // not before: this fetch would be given it again, and again
-		lease.Nak()
+		lease.Nak(0)
 	}
 	in.late = nil
 	return batch.Error()
@@ -214,7 +214,7 @@ func (in *Intake) reject(ctx context.Context, meta *nats.MsgMetadata, reason str
 	in.busy.Go(func() {
 		defer func() { <-in.rejecting }()
 		if err := in.cfg.Reject(ctx, meta.Sequence.Stream, meta.Timestamp, reason, m); err != nil {
-			lease.Nak() // only at the end of ctx
+			lease.Nak(0) // only at the end of ctx
 			return
 		}
 		lease.Term()

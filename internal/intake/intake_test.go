@@ -91,7 +91,7 @@ func TestAFetchIsBoundedByTheFreeSlots(t *testing.T) {
 
 		before := time.Now()
 		b.held()[0].Lease.Ack()
-		b.held()[3].Lease.Nak()
+		b.held()[3].Lease.Nak(0)
 		items := b.held()
 		require.Len(t, items, 7, "slots that come free are filled at once")
 		require.Less(t, time.Since(before), 10*time.Millisecond)
@@ -237,7 +237,7 @@ func TestAConsumerThatIsDeletedIsMadeAnew(t *testing.T) {
 		for _, item := range old {
 			require.False(t, item.Lease.Trusted(), "anybody may have it now")
 			item.Lease.Ack()
-			item.Lease.Nak()
+			item.Lease.Nak(0)
 		}
 		require.Empty(t, w.acks.since())
 		require.Equal(t, 3, b.keeper.Held())

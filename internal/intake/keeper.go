@@ -2,7 +2,6 @@ package intake
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"math"
 	"strconv"
@@ -48,7 +47,7 @@ type Keeper struct {
 	prefix   string                // what the acknowledgement subjects of the consumer begin with
 	latest   string                // of those, without the prefix
 	stopping bool                  // the server ends with this process
-	returned []*Lease              // what goes back when it does
+	returned []returned            // what goes back when it does
 }
 
 // settlement is an acknowledgement under way.
@@ -56,6 +55,12 @@ type settlement struct {
 	lease *Lease
 	how   string
 	tried int64 // when it was sent last, on the keeper's clock
+}
+
+// returned is a work item that is to be handed back.
+type returned struct {
+	lease *Lease
+	due   time.Time // to the next bridge, not before
 }
 
 // memory names what a consumer remembers its deliveries in. It changes when a leader is elected or a server starts, and what
@@ -127,27 +132,26 @@ func (k *Keeper) Run(ctx context.Context) {
 func (k *Keeper) StopsWithServer() { k.stopping = true }
 
 // keepFor reports whether an item that is handed back waits for Flush.
-func (k *Keeper) keepFor(l *Lease) bool {
+func (k *Keeper) keepFor(l *Lease, after time.Duration) bool {
 	if !k.stopping {
 		return false
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.returned = append(k.returned, l)
+	k.returned = append(k.returned, returned{l, time.Now().Add(after)})
 	return true
 }
 
 // Flush returns when the consumer has taken all that was sent to it. Nothing may be settled or handed back after it.
 func (k *Keeper) Flush(ctx context.Context) error {
 	k.mu.Lock()
-	returned, prefix, latest := k.returned, k.prefix, k.latest
+	back, prefix, latest := k.returned, k.prefix, k.latest
 	k.returned = nil
 	k.mu.Unlock()
 	// With a delay the server writes down when the item is due. It stops before that: what is due it remembers as delivered.
-	later := fmt.Appendf(nil, `-NAK {"delay":%d}`, stopTime)
-	for _, l := range returned {
-		if l.Trusted() {
-			_ = k.nc.Publish(l.subject(), later) // lost: it goes after AckWait
+	for _, r := range back {
+		if r.lease.Trusted() {
+			r.lease.handBack(max(stopTime, time.Until(r.due)))
 		}
 	}
 	parts := strings.SplitN(latest, ".", 3)

@@ -87,7 +87,7 @@ func TestALeaseThatIsNotTrustedIsLetGo(t *testing.T) {
 		time.Sleep(27 * time.Second) // of a process that was stopped
 
 		require.NoError(t, b.keeper.extend(t.Context()))
-		items[0].Lease.Nak()
+		items[0].Lease.Nak(0)
 		items[1].Lease.Drop()
 		require.NoError(t, w.nc.Flush())
 		require.Empty(t, w.acks.since(), "neither extended nor handed back")
@@ -149,7 +149,7 @@ func TestALaterDeliveryVoidsTheEarlierLease(t *testing.T) {
 		require.Equal(t, []string{"+WPI 1"}, w.acks.since(), "of a second delivery the server is told that it was taken now")
 
 		first.Ack()
-		first.Nak()
+		first.Nak(0)
 		first.Drop()
 		require.NoError(t, b.keeper.extend(t.Context()))
 		require.Equal(t, []string{"+WPI 1"}, w.acks.since(), "the second's extension alone")
@@ -265,7 +265,7 @@ func TestANakHandsTheWorkItemOnAtOnce(t *testing.T) {
 		end()
 		start := time.Now()
 		for _, item := range items {
-			item.Lease.Nak()
+			item.Lease.Nak(0)
 		}
 		require.Zero(t, b.keeper.Held())
 		require.NoError(t, w.nc.Flush())
@@ -275,10 +275,43 @@ func TestANakHandsTheWorkItemOnAtOnce(t *testing.T) {
 		meta, err := got[0].Metadata()
 		require.NoError(t, err)
 		require.EqualValues(t, 2, meta.NumDelivered)
-		items[0].Lease.Nak()
+		items[0].Lease.Nak(0)
 		require.NoError(t, w.nc.Flush())
 		require.Empty(t, w.fetch(200), "it is no longer this bridge's to hand on")
 	})
+}
+
+func TestWhatIsHandedBackForLaterComesLater(t *testing.T) {
+	for _, after := range []time.Duration{time.Second, ackWait / 2, 3 * ackWait} {
+		for _, how := range []string{"the server goes on", "the server is started again", "the server stops with the bridge"} {
+			t.Run(how+" "+after.String(), func(t *testing.T) {
+				bubble(t, func(t *testing.T, w *world) {
+					w.submitMany(10)
+					b := w.bridge(nil)
+					if how == "the server stops with the bridge" {
+						b.keeper.StopsWithServer()
+					}
+					end := b.run(true)
+					items := b.held()
+					time.Sleep(2 * ackWait)
+					handed := time.Now()
+					for _, item := range items {
+						item.Lease.Nak(after)
+					}
+					end()
+					require.NoError(t, b.keeper.Flush(t.Context()))
+					if how != "the server goes on" {
+						w.Stop()
+						w.Start()
+					}
+					time.Sleep(time.Until(handed.Add(after - time.Millisecond)))
+					require.Empty(t, w.fetch(200))
+					time.Sleep(max(0, stopTime-after) + time.Second)
+					require.Len(t, w.fetch(200), 10)
+				})
+			})
+		}
+	}
 }
 
 func TestWhatIsHandedBackToAServerThatStopsIsThereWhenItStartsAgain(t *testing.T) {
@@ -290,12 +323,12 @@ func TestWhatIsHandedBackToAServerThatStopsIsThereWhenItStartsAgain(t *testing.T
 		items := b.held()
 		time.Sleep(ackWait) // they were extended since
 		for _, item := range items[:99] {
-			item.Lease.Nak()
+			item.Lease.Nak(0)
 		}
 		require.Equal(t, 1, b.keeper.Held())
 		require.Empty(t, w.fetch(200), "the server goes on, and they would be forgotten with it")
-		items[99].Lease.Nak()
-		items[99].Lease.Nak()
+		items[99].Lease.Nak(0)
+		items[99].Lease.Nak(0)
 		end()
 		w.acks.since()
 		require.NoError(t, b.keeper.Flush(t.Context()))
@@ -315,7 +348,7 @@ func TestALeaseThatRanOutIsNotHandedBackWhenTheServerStops(t *testing.T) {
 		end := b.run(false)
 		lease := b.held()[0].Lease
 		end()
-		lease.Nak()
+		lease.Nak(0)
 		time.Sleep(ackWait)
 		require.Len(t, w.fetch(1), 1, "somebody else has it")
 		w.acks.since()

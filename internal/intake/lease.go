@@ -1,6 +1,7 @@
 package intake
 
 import (
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -63,11 +64,20 @@ func (l *Lease) settle(how string) {
 	}
 }
 
-// Nak hands the work item to another bridge now, or with StopsWithServer to the next one.
-func (l *Lease) Nak() {
-	if l.forget() && !l.keeper.keepFor(l) {
-		_ = l.keeper.nc.Publish(l.subject(), []byte("-NAK")) // lost: it goes after AckWait
+// Nak hands the work item to another bridge after so long, 0 for now, or with StopsWithServer to the next one.
+func (l *Lease) Nak(after time.Duration) {
+	if l.forget() && !l.keeper.keepFor(l, after) {
+		l.handBack(after)
 	}
+}
+
+// handBack is lost if the connection is: then the item goes after AckWait.
+func (l *Lease) handBack(after time.Duration) {
+	how := []byte("-NAK")
+	if after > 0 { // then the server also writes it down
+		how = fmt.Appendf(how, ` {"delay":%d}`, after)
+	}
+	_ = l.keeper.nc.Publish(l.subject(), how)
 }
 
 // Drop lets go of a work item that somebody else has.

@@ -13,8 +13,9 @@ import (
 type Lease interface {
 	Trusted() bool // nobody else can hold the request now
 	Ack()          // the request ended and its closing record is stored
-	Nak()          // somebody else shall have it, now
-	Drop()         // somebody else has it already
+	// Nak: somebody else shall have it, after so long; 0: now.
+	Nak(after time.Duration)
+	Drop() // somebody else has it already
 }
 
 // Sink makes events durable. Its methods return when they have, however long that takes, or when ctx ends.
@@ -126,7 +127,7 @@ func (e *Engine) Add(requests []Request) {
 	case e.adds <- requests:
 	case <-e.ended:
 		for _, r := range requests {
-			r.Lease.Nak()
+			r.Lease.Nak(0)
 		}
 	}
 }
@@ -220,7 +221,7 @@ func (e *Engine) add(requests []Request, draining bool) {
 	for i := range requests {
 		r := &requests[i]
 		if draining {
-			r.Lease.Nak()
+			r.Lease.Nak(0)
 			continue
 		}
 		if held := e.index[r.ID]; held != nil { // one poll, however many submissions
@@ -271,6 +272,7 @@ func (e *Engine) settle(ctx context.Context, v verdict, draining bool) {
 	if v.outcome.Kind == api.Unauthorized && v.outcome.Hint == 0 {
 		v.wait = 0 // the gate says when, for all requests alike
 	}
+	r.pollAt, r.asked = now+int64(v.wait), v.polled && v.outcome.Hint > 0
 	if e.gate.held != e.refused.Load() {
 		e.refused.Store(e.gate.held)
 		if e.gate.held {
@@ -294,11 +296,10 @@ func (e *Engine) settle(ctx context.Context, v verdict, draining bool) {
 	case v.next == lost:
 		e.remove(r, Lease.Drop)
 	case draining:
-		e.remove(r, Lease.Nak)
+		e.handBack(r)
 	case v.held && e.room(r) && e.gate.readmit(e.at(now)):
 		e.send(ctx, entry{now, r}, false)
 	default:
-		r.pollAt = now + int64(v.wait)
 		e.heap.push(entry{now + int64(r.within(v.wait)), r})
 	}
 }
@@ -317,13 +318,22 @@ func (e *Engine) remove(r *row, how func(Lease)) {
 // giveBack hands what waits to other bridges.
 func (e *Engine) giveBack() {
 	for _, waiting := range e.heap {
-		e.remove(waiting.row, Lease.Nak)
+		e.handBack(waiting.row)
 	}
 	e.heap = nil
 	e.due.remove(func(due entry) bool {
-		e.remove(due.row, Lease.Nak)
+		e.handBack(due.row)
 		return true
 	})
+}
+
+// handBack lets the next bridge poll at once, as it does, but not before the upstream wants to be asked again.
+func (e *Engine) handBack(r *row) {
+	var after time.Duration
+	if r.asked {
+		after = r.early(e.now())
+	}
+	e.remove(r, func(l Lease) { l.Nak(after) })
 }
 
 func (e *Engine) oldestHeld() time.Time {

@@ -67,12 +67,18 @@ type fakeLease struct {
 	untrusted         atomic.Bool
 	acks, naks, drops atomic.Int32
 	settled           atomic.Bool
+	after             time.Duration
 }
 
 func (l *fakeLease) Trusted() bool { return !l.untrusted.Load() }
 func (l *fakeLease) Ack()          { l.once(); l.acks.Add(1) }
-func (l *fakeLease) Nak()          { l.once(); l.naks.Add(1) }
-func (l *fakeLease) Drop()         { l.once(); l.drops.Add(1) }
+func (l *fakeLease) Nak(after time.Duration) {
+	l.once()
+	l.naks.Add(1)
+	l.after = after
+}
+
+func (l *fakeLease) Drop() { l.once(); l.drops.Add(1) }
 
 func (l *fakeLease) once() {
 	if l.settled.Swap(true) {
@@ -316,6 +322,41 @@ func TestADrainGivesBackWhatWaitsAndFinishesWhatIsInFlight(t *testing.T) {
 		require.Less(t, time.Since(begin), time.Minute)
 		stop()
 	})
+}
+
+func TestADrainHandsOverHowLongTheUpstreamAskedToWait(t *testing.T) {
+	const hint = time.Minute
+	for _, c := range []struct {
+		name     string
+		says     api.Outcome
+		takes    time.Duration
+		deadline time.Duration
+		from, to time.Duration // of the wait that is handed over, ten seconds after the submission
+	}{
+		{"a paused request", state("paused_rate_limit", "", hint), 0, time.Hour, hint - 10*time.Second, hint},
+		{"a poll in flight brings it", state("active", "", hint), 15 * time.Second, time.Hour, hint, hint * 11 / 10},
+		{"a server that is overloaded", api.Outcome{Kind: api.Throttled, HTTPStatus: 429, Failure: &api.Failure{}, Hint: hint}, 0, time.Hour, hint - 10*time.Second, hint},
+		{"until the deadline", state("paused_rate_limit", "", hint), 0, 20 * time.Second, 10 * time.Second, 10 * time.Second},
+		{"not our own wait", pending(), 0, time.Hour, 0, 0},
+		{"not what is over", state("active", "", time.Second), 0, time.Hour, 0, time.Second * 11 / 10},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				e, stop := engine(t, &script{answers: []answer{{c.says, c.takes}}}, &fakeSink{}, nil)
+				var lease fakeLease
+				r := request("a", &lease)
+				r.State.Deadline = r.State.Submitted.Add(c.deadline)
+				e.Add([]Request{r})
+				pass(10 * time.Second)
+				e.Drain()
+				pass(10 * time.Second)
+				stop()
+				require.EqualValues(t, 1, lease.naks.Load())
+				require.GreaterOrEqual(t, lease.after, c.from)
+				require.LessOrEqual(t, lease.after, c.to)
+			})
+		})
+	}
 }
 
 func TestTheEndOfTheContextBreaksPollsOff(t *testing.T) {

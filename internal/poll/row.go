@@ -64,6 +64,7 @@ type row struct {
 	pendings, faults, serverFailures   uint8
 	streak                             uint8
 	redelivered, full, fresh, brokeOff bool
+	asked                              bool      // for the wait, by the upstream
 	inFlight                           bool      // a poller has it
 	more                               []Request // further submissions of the id
 }
