@@ -46,28 +46,41 @@ func BenchmarkClassify(b *testing.B) {
 	}
 }
 
-// BenchmarkRetrieve is one poll over loopback; the server's part is in it.
+// BenchmarkRetrieve is one poll over loopback; the server's part is in it. Polls by net/http are beside it.
 func BenchmarkRetrieve(b *testing.B) {
-	for name, body := range map[string][]byte{
-		"completed_20KB": completed(), "completed_200B": []byte(`{"status":"completed","result":"` + strings.Repeat("x", 200) + `"}`),
-		"try_again": []byte(`{"type":"try_again","queue_state":"active"}`),
+	for _, c := range []struct {
+		name string
+		body []byte
+	}{
+		{"completed_200B", []byte(`{"status":"completed","result":"` + strings.Repeat("x", 200) + `"}`)},
+		{"completed_20KB", completed()},
+		{"try_again", []byte(`{"type":"try_again","queue_state":"active"}`)},
 	} {
-		b.Run(name, func(b *testing.B) {
-			c := upstream(b, Config{Key: "k-12345678"}, func(w http.ResponseWriter, _ *http.Request) {
-				w.Header().Set("Content-Type", "application/json")
-				_, _ = w.Write(body)
-			})
-			b.SetParallelism(64 / runtime.GOMAXPROCS(0)) // as many as BenchmarkFinish has under way, or a few less
-			b.ReportAllocs()
-			b.RunParallel(func(p *testing.PB) {
-				for p.Next() {
-					o := c.Retrieve(b.Context(), Query{RequestID: "id"})
-					if o.HTTPStatus != 200 {
-						b.Error(o.Failure.Message)
-					}
-					o.Release()
-				}
-			})
+		answer := func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = w.Write(c.body)
+		}
+		b.Run(c.name, func(b *testing.B) { benchmarkRetrieve(b, Config{}, answer) })
+		b.Run(c.name+"_by_net_http", func(b *testing.B) {
+			transport := NewTransport(TransportConfig{})
+			defer transport.CloseIdleConnections()
+			benchmarkRetrieve(b, Config{Transport: roundTripper(transport.RoundTrip)}, answer)
 		})
 	}
+}
+
+func benchmarkRetrieve(b *testing.B, cfg Config, answer http.HandlerFunc) {
+	cfg.Key = "k-12345678"
+	c := upstream(b, cfg, answer)
+	b.SetParallelism(64 / runtime.GOMAXPROCS(0)) // as many as BenchmarkFinish has under way, or a few less
+	b.ReportAllocs()
+	b.RunParallel(func(p *testing.PB) {
+		for p.Next() {
+			o := c.Retrieve(b.Context(), Query{RequestID: "id"})
+			if o.HTTPStatus != 200 {
+				b.Error(o.Failure.Message)
+			}
+			o.Release()
+		}
+	})
 }

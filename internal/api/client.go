@@ -136,7 +136,6 @@ func New(cfg Config) (*Client, error) {
 	if transport == nil {
 		transport = NewTransport(TransportConfig{})
 	}
-	c.transport.Store(&transport)
 	if c.fresh == nil {
 		c.fresh = transport
 		if t, ok := transport.(*http.Transport); ok {
@@ -145,6 +144,8 @@ func New(cfg Config) (*Client, error) {
 			c.fresh = fresh
 		}
 	}
+	transport = leaner(transport)
+	c.transport.Store(&transport)
 	return c, nil
 }
 
@@ -230,22 +231,29 @@ var errStuck = errors.New("the connection took no poll within the time for one")
 // leave goes on with new connections. One that takes no polls would be used for ever: HTTP/2 answers pings on it, and a
 // connection on which polls wait is not closed for being idle.
 func (c *Client) leave(transport *http.RoundTripper) {
-	old, ok := (*transport).(*http.Transport)
-	if !ok {
+	var anew http.RoundTripper
+	switch old := (*transport).(type) {
+	case *http1:
+		anew = newHTTP1(old.full.Clone())
+	case *http.Transport:
+		anew = old.Clone()
+	default:
 		return
 	}
-	var anew http.RoundTripper = old.Clone()
 	c.transport.CompareAndSwap(transport, &anew)
-	old.CloseIdleConnections()
+	closeIdle(*transport)
+}
+
+func closeIdle(transport http.RoundTripper) {
+	if t, ok := transport.(interface{ CloseIdleConnections() }); ok {
+		t.CloseIdleConnections()
+	}
 }
 
 // CloseIdleConnections is for the end of a client.
 func (c *Client) CloseIdleConnections() {
-	for _, transport := range []http.RoundTripper{*c.transport.Load(), c.fresh} {
-		if t, ok := transport.(*http.Transport); ok {
-			t.CloseIdleConnections()
-		}
-	}
+	closeIdle(*c.transport.Load())
+	closeIdle(c.fresh)
 }
 
 func (c *Client) request(ctx context.Context, q Query, own http.Header) *http.Request {
