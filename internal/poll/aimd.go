@@ -26,6 +26,8 @@ type aimd struct {
 	changed time.Time // what was polled before says nothing of the present limit
 	pressed time.Time // when the limit last held a poll back
 	bucket  bucket
+	ahead   float64   // polls that may go ahead of their turn,
+	aheadAt time.Time // at this time
 	sent    meter
 	window  window
 }
@@ -51,6 +53,7 @@ const (
 	slowest      = 1.0              // polls per second: no cut goes further
 	collapsed    = 50.0             // polls per second: fewer are not what makes an upstream fall over
 	slowRate     = 10.0             // polls per second that slow start begins with, and grows by each second,
+	heldPart     = 0.2              // of the rate may go ahead of its turn
 	slowAnswer   = 2.0              // and by this with each answer: it doubles in a third of a second while there is enough to poll
 	probeEvery   = 250 * time.Millisecond
 	patientProbe = time.Second // while no probe is answered
@@ -80,12 +83,23 @@ func (a *aimd) spend(at time.Time) {
 	}
 }
 
-// owes reports whether a poll that the upstream holds may go out ahead of its turn: while this limit has others wait, who
-// pay for it when its token is not there yet, for up to a second. A token that is there does not matter: in its turn,
-// behind all who wait for theirs, the poll would not get it.
+// owes takes leave for a poll that the upstream holds to go out ahead of its turn: while this limit has others wait, who pay
+// for it when its token is not there yet. A token that is there does not matter: in its turn, behind all who wait for theirs,
+// the poll would not get it. Such polls have a part of the rate, and what they left of it in the last second: with more of it
+// requests whose polls are held would go round while others never have a turn.
 func (a *aimd) owes(at time.Time) bool {
 	a.ready(at)
-	return a.phase != down && at.Sub(a.pressed) <= lately && a.bucket.tokens > -a.limit*lately.Seconds()
+	part := heldPart * a.limit
+	if a.ahead = min(part*lately.Seconds(), a.ahead+part*at.Sub(a.aheadAt).Seconds()); a.ahead < 1 {
+		a.aheadAt = at
+		return false
+	}
+	a.aheadAt = at
+	if a.phase == down || at.Sub(a.pressed) > lately {
+		return false
+	}
+	a.ahead--
+	return true
 }
 
 // rest puts growth off until the upstream may be polled again.
@@ -146,7 +160,7 @@ func (a *aimd) observe(o *api.Outcome, began time.Time, again bool, at time.Time
 		if a.phase == slowStart && !fault {
 			a.limit += slowAnswer
 		}
-		a.window.add(fault, refused, again && a.phase == up, at)
+		a.window.add(fault, refused, again, at)
 		a.judge(at.Sub(began), at)
 	}
 }
