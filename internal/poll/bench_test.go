@@ -21,12 +21,12 @@ func BenchmarkDispatch(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				s.push(h.pop())
-				_ = s.first()
+				_ = s.first(false)
 				at = at.Add(time.Microsecond)
 				if ok, _ := g.admit(at); !ok {
 					b.Fatal("refused")
 				}
-				e := s.pop()
+				e := s.pop(false)
 				g.observe(&o, at, false, at)
 				h.push(entry{e.due + n, e.row})
 			}

@@ -37,7 +37,7 @@ func (e *Engine) dispatch(ctx context.Context, draining bool) int64 {
 			}
 			return max(min(e.heap[0].due, e.swept+int64(clockEvery)), now+int64(tick))
 		}
-		if !e.room(e.due.first().row) {
+		if !e.room(e.due.first(e.gate.doubts(e.at(now))).row) {
 			e.sweep(ctx, now)
 			return now + int64(tick) // results leave memory without a word to this goroutine
 		}
@@ -49,7 +49,7 @@ func (e *Engine) dispatch(ctx context.Context, draining bool) int64 {
 			}
 			return wake
 		}
-		e.send(ctx, e.due.pop(), false)
+		e.send(ctx, e.due.pop(e.gate.doubts(e.at(now))), false)
 	}
 	return -1
 }

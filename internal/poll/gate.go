@@ -75,6 +75,11 @@ func (g *gate) open(at time.Time) (ok bool, next time.Time) {
 	return g.fixed.ready(at, g.rate)
 }
 
+// doubts reports whether polls go out to see whether the upstream takes them: then those are best whose last one it took.
+func (g *gate) doubts(at time.Time) bool {
+	return g.held || at.Before(g.pausedUntil) || g.aimd.phase == down || g.aimd.phase == slowStart
+}
+
 func (g *gate) take(at time.Time) {
 	g.fixed.tokens--
 	g.aimd.spend(at)

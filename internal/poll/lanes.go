@@ -19,7 +19,21 @@ type lanes struct {
 	length int
 }
 
-type lane struct{ due fifo[entry] }
+// lane has those whose last poll was at fault apart, so that others can go before them.
+type lane struct{ sound, doubtful fifo[entry] }
+
+func (l *lane) length() int { return l.sound.length() + l.doubtful.length() }
+
+// next is where the next one is: what became due first, or what is sound.
+func (l *lane) next(soundFirst bool) *fifo[entry] {
+	switch {
+	case l.sound.length() == 0:
+		return &l.doubtful
+	case l.doubtful.length() == 0 || soundFirst || l.sound.first().due <= l.doubtful.first().due:
+		return &l.sound
+	}
+	return &l.doubtful
+}
 
 func newLanes() *lanes { return &lanes{named: make(map[string]*lane), seed: maphash.MakeSeed()} }
 
@@ -39,20 +53,25 @@ func (s *lanes) of(submitter string) *lane {
 
 func (s *lanes) push(e entry) {
 	l := e.row.lane
-	l.due.push(e)
-	if s.length++; l.due.length() == 1 {
+	if e.row.faults > 0 {
+		l.doubtful.push(e)
+	} else {
+		l.sound.push(e)
+	}
+	if s.length++; l.length() == 1 {
 		s.busy.push(l)
 	}
 }
 
-// first is whose turn it is; something must be due.
-func (s *lanes) first() entry { return s.busy.first().due.first() }
+// first is whose turn it is; something must be due. With soundFirst a submitter's requests whose last poll was at fault come
+// behind its others.
+func (s *lanes) first(soundFirst bool) entry { return s.busy.first().next(soundFirst).first() }
 
 // pop takes the first; the next one is another submitter's, if another one waits.
-func (s *lanes) pop() entry {
+func (s *lanes) pop(soundFirst bool) entry {
 	l := s.busy.pop()
-	e := l.due.pop()
-	if s.length--; l.due.length() > 0 {
+	e := l.next(soundFirst).pop()
+	if s.length--; l.length() > 0 {
 		s.busy.push(l)
 	}
 	return e
@@ -63,9 +82,10 @@ func (s *lanes) remove(gone func(entry) bool) {
 	busy := s.busy.items[s.busy.front:]
 	s.busy, s.length = fifo[*lane]{}, 0
 	for _, l := range busy {
-		waiting := slices.DeleteFunc(l.due.items[l.due.front:], gone)
-		l.due.items, l.due.front = waiting, 0
-		if s.length += len(waiting); len(waiting) > 0 {
+		for _, due := range []*fifo[entry]{&l.sound, &l.doubtful} {
+			due.items, due.front = slices.DeleteFunc(due.items[due.front:], gone), 0
+		}
+		if s.length += l.length(); l.length() > 0 {
 			s.busy.push(l)
 		}
 	}

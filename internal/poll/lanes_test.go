@@ -26,14 +26,14 @@ func TestSubmittersTakeTurnsAndEachHasItsOwnInOrder(t *testing.T) {
 	due("", 7)
 	var order []string
 	for s.length > 3 {
-		first := s.first()
-		require.Equal(t, first, s.pop())
+		first := s.first(false)
+		require.Equal(t, first, s.pop(false))
 		order = append(order, first.row.id)
 	}
 	due("b", 8)
 	s.remove(func(e entry) bool { return e.row.id == "a3" })
 	for s.length > 0 {
-		order = append(order, s.pop().row.id)
+		order = append(order, s.pop(false).row.id)
 	}
 	require.Equal(t, "a0 b5 7 a1 b6 a2 b8 a4", strings.Join(order, " "))
 }
