@@ -151,6 +151,9 @@ func (a *aimd) observe(o *api.Outcome, began time.Time, again bool, at time.Time
 	switch {
 	case a.phase == down && fault:
 		a.probeAt = a.probe.Add(probeEvery)
+		if wait := at.Add(min(o.Hint, pauseProbeEvery)); wait.After(a.probeAt) {
+			a.probeAt = wait
+		}
 	case a.phase == down:
 		a.phase, a.limit, a.bucket = slowStart, slowRate, bucket{}
 		a.grown, a.pressed, a.changed, a.before = at, at, at, a.ceiling

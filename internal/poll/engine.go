@@ -2,6 +2,7 @@ package poll
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -66,10 +67,13 @@ type Engine struct {
 	draining chan struct{}
 	ended    chan struct{}
 
-	eldest *row  // of all that are held; nil: to be looked for
-	ending int   // requests past their deadline that pollers end, beside the polls that the gate counts
-	swept  int64 // when such were last looked for
-	told   phase // what the metrics say of the upstream
+	eldest  *row  // of all that are held; nil: to be looked for
+	ending  int   // requests past their deadline that pollers end, beside the polls that the gate counts
+	swept   int64 // when such were last looked for
+	told    phase // what the metrics say of the upstream,
+	said    phase // and the log,
+	warned  [held + 1]int64
+	refusal string // of the key, the last one
 
 	held    atomic.Int64 // requests
 	bytes   atomic.Int64 // results in memory, and those announced that polls in flight are to bring
@@ -204,15 +208,28 @@ func (e *Engine) tell() {
 		m.upstream[e.told].Set(0)
 	}
 	m.upstream[state].Set(1)
+	e.told = state
+
+	trouble := state == down || state == held
 	switch {
-	case state == e.told:
+	case state == e.said || trouble && e.warned[state] != 0 && e.now()-e.warned[state] < int64(warnEvery):
+		return // what comes and goes is told of once a minute
 	case state == down:
 		e.cfg.Log.Warn("the upstream is down: every request waits, probing with a few polls a second", "held", e.Held())
-	case state == slowStart:
+	case state == held:
+		e.cfg.Log.Error("the upstream refuses the key or the bill: every request waits, probing with one poll at a time", "refused", e.refusal,
+			"hint", "check the API key, BRIDGE_API_KEY or --api-key-file, and the account; a new key in the file is used by the next poll")
+	case e.said == down:
 		e.cfg.Log.Info("the upstream answers again: going on slowly")
+	case e.said == held:
+		e.cfg.Log.Info("the upstream accepts the key again")
 	}
-	e.told = state
+	if e.said = state; trouble {
+		e.warned[state] = e.now()
+	}
 }
+
+const warnEvery = time.Minute
 
 func (e *Engine) now() int64 { return int64(time.Since(e.start)) }
 
@@ -261,27 +278,24 @@ func (e *Engine) settle(ctx context.Context, v verdict, draining bool) {
 	}
 	e.idle = append(e.idle, v.poller)
 	now := e.now()
+	refused := v.outcome.Kind == api.Unauthorized
+	alone := refused && repeated && e.gate.accepted.After(e.at(r.pollAt)) // others were accepted since it was refused before
 	switch {
 	case v.overdue:
 		e.ending--
-	case v.polled && !v.outcome.StaleKey:
+	case v.polled && !v.outcome.StaleKey && !alone:
 		e.gate.observe(&v.outcome, v.began, repeated, e.at(now))
 	default:
 		e.gate.release()
 	}
-	if v.outcome.Kind == api.Unauthorized && v.outcome.Hint == 0 {
-		v.wait = 0 // the gate says when, for all requests alike
-	}
-	r.pollAt, r.asked = now+int64(v.wait), v.polled && v.outcome.Hint > 0
-	if e.gate.held != e.refused.Load() {
-		e.refused.Store(e.gate.held)
-		if e.gate.held {
-			e.cfg.Log.Error("the upstream refuses the key or the bill: every request waits, probing with one poll at a time",
-				"http_status", v.outcome.HTTPStatus, "hint", "check the API key, BRIDGE_API_KEY or --api-key-file, and the account; a new key in the file is used by the next poll")
-		} else {
-			e.cfg.Log.Info("the upstream accepts the key again")
+	if refused && !alone {
+		e.refusal = fmt.Sprintf("status %d, request %q", v.outcome.HTTPStatus, r.id)
+		if v.outcome.Hint == 0 {
+			v.wait = 0 // the gate says when, for all requests alike
 		}
 	}
+	r.pollAt, r.asked = now+int64(v.wait), v.polled && v.outcome.Hint > 0
+	e.refused.Store(e.gate.held)
 	if v.outcome.Kind == api.Completed && v.polled {
 		e.cadence.learn(r.about.orNothing().Type, v.took)
 	}

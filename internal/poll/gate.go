@@ -21,11 +21,17 @@ type gate struct {
 	aimd     aimd
 
 	pausedUntil time.Time // the upstream asked everybody to wait
+	pausedAt    time.Time // when it did so last
+	pauseProbe  time.Time // while it is paused: when one poll may see whether that was meant for all
 	holdWait    time.Duration
 	probeAt     time.Time // while the key is refused: when one poll may try again
 	held        bool
 	probing     bool
+	accepted    time.Time // when a poll began whose key was accepted
 }
+
+// pauseProbeEvery is how long one request's word can hold up all others.
+const pauseProbeEvery = 10 * time.Second
 
 // newGate makes a gate for so many polls in flight and so many a second; 0: no fixed limit.
 func newGate(maxPolls int, rate float64, policy Policy) *gate {
@@ -65,8 +71,8 @@ func (g *gate) open(at time.Time) (ok bool, next time.Time) {
 	switch {
 	case g.inFlight >= g.maxPolls:
 		return false, time.Time{}
-	case at.Before(g.pausedUntil):
-		return false, g.pausedUntil
+	case at.Before(g.pausedUntil) && at.Before(g.pauseProbe):
+		return false, earlier(g.pausedUntil, g.pauseProbe)
 	case g.held && g.probing:
 		return false, time.Time{}
 	case g.held && at.Before(g.probeAt):
@@ -85,6 +91,16 @@ func (g *gate) take(at time.Time) {
 	g.aimd.spend(at)
 	g.inFlight++
 	g.probing = g.held
+	if at.Before(g.pausedUntil) {
+		g.pauseProbe = at.Add(pauseProbeEvery)
+	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // state is what is known of the upstream, and the rate at which polls may go out.
@@ -120,6 +136,9 @@ func (g *gate) observe(o *api.Outcome, began time.Time, again bool, at time.Time
 	case api.Unreachable, api.NoAnswer: // says nothing about the key
 	default:
 		g.held, g.holdWait = false, 0
+		if began.After(g.accepted) {
+			g.accepted = began
+		}
 	}
 	g.probing = false
 	g.aimd.observe(o, began, again, at)
@@ -127,10 +146,18 @@ func (g *gate) observe(o *api.Outcome, began time.Time, again bool, at time.Time
 	case api.Unauthorized:
 		g.aimd.rest(g.probeAt)
 	case api.Throttled:
+		if !at.Before(g.pausedUntil) {
+			g.pauseProbe = at.Add(pauseProbeEvery)
+		}
 		until := at.Add(cmp.Or(o.Hint, time.Second))
-		if until.After(g.pausedUntil) {
+		if g.pausedAt = at; until.After(g.pausedUntil) {
 			g.pausedUntil = until
 		}
 		g.aimd.rest(until)
+	case api.Unreachable, api.NoAnswer, api.ServerFault, api.Malformed:
+	default:
+		if began.After(g.pausedAt) && at.Before(g.pausedUntil) { // it was meant for the request that was told so
+			g.pausedUntil = time.Time{}
+		}
 	}
 }
