@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"math/big"
@@ -177,6 +178,11 @@ func (f *upstreamFault) check(t *testing.T, polls []seenPoll, end history.Record
 		require.Equal(t, f.odd, o.OddHint != "")
 	}
 	require.Equal(t, f.ends, end.Status)
+	if last := polls[len(polls)-1].outcome; f.ends != "completed" && strings.Contains(causeOf(last), f.cause) { // else its deadline cut it
+		var told api.Failure
+		require.NoError(t, json.Unmarshal(end.Data, &told))
+		require.Contains(t, told.Message, f.cause, "the event says what happened")
+	}
 	if f.polls > 0 {
 		require.Len(t, polls, f.polls)
 	}

@@ -30,6 +30,7 @@ type job struct {
 	due     int64
 	policy  Policy
 	overdue bool // its deadline has passed: it is to be ended, and the gate was not asked
+	phase   phase
 }
 
 // verdict is what a poller reports.
@@ -88,6 +89,12 @@ func (e *Engine) retire(next int64) int64 {
 	return next
 }
 
+// unpolled is why a request may have had no turn.
+var unpolled = [...]string{
+	up: "limits had it wait", down: "the upstream was down", slowStart: "the upstream had been down",
+	paused: "the upstream had asked to wait (429)", held: "the upstream refused the key or the bill",
+}
+
 // attempt is one poll of one request with everything that follows from it, in a poller's goroutine. A poller that has
 // a result in hand stays with it until it is stored: results are not left lying in queues.
 func (e *Engine) attempt(ctx context.Context, r *Request, j job) verdict {
@@ -101,6 +108,9 @@ func (e *Engine) attempt(ctx context.Context, r *Request, j job) verdict {
 	}
 	begin := time.Now()
 	if d := r.State.Deadline; !d.IsZero() && !now(begin).Before(d) {
+		if r.State.Polls == 0 {
+			r.State.cause = "it was never polled, for " + unpolled[j.phase]
+		}
 		return e.finish(ctx, r, j.policy.Timeout(r.State, begin), verdict{})
 	}
 

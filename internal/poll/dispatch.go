@@ -72,7 +72,7 @@ func (e *Engine) send(ctx context.Context, due entry, overdue bool) {
 	policy := e.cadence.pace(e.cfg.Policy, due.row.about.orNothing().Type)
 	p := e.poller(ctx)
 	p.request = due.row.unpack()
-	p.jobs <- job{due.row, due.due, policy, overdue}
+	p.jobs <- job{due.row, due.due, policy, overdue, e.told}
 }
 
 // sweep ends what passed its deadline while the gate lets nothing out, or what waits for longer: that takes no poll, so no

@@ -74,6 +74,7 @@ type Engine struct {
 	said    phase // and the log,
 	warned  [held + 1]int64
 	refusal string // of the key, the last one
+	cause   string // of what the last poll brought nothing
 
 	held    atomic.Int64 // requests
 	bytes   atomic.Int64 // results in memory, and those announced that polls in flight are to bring
@@ -271,6 +272,10 @@ func (e *Engine) settle(ctx context.Context, v verdict, draining bool) {
 	r := v.row
 	repeated := r.faults > 0 // the row still says what was before
 	r.pack(&v.poller.request)
+	if r.cause == e.cause { // in an outage all have the same one: it is held once
+		r.cause = e.cause
+	}
+	e.cause = r.cause
 	r.inFlight = false
 	v.poller.request = Request{}
 	if !v.polled { // else the poll has put the result itself in its place

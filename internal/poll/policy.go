@@ -7,6 +7,7 @@ package poll
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"futurebridge/internal/api"
@@ -60,6 +61,7 @@ type State struct {
 	httpStatus     uint16 // of the last answer
 	notFoundSince  time.Time
 	failure        *api.Failure // the job's last failure that may pass
+	cause          string       // why the last poll brought nothing; empty: it did, or there was none
 }
 
 // Reply is one poll and what came of it.
@@ -119,6 +121,14 @@ func (p Policy) Step(s State, r Reply, jitter float64) (State, Decision) {
 		s.httpStatus = uint16(o.HTTPStatus)
 	}
 	s.count(o)
+	switch {
+	case o.Failure != nil:
+		s.cause = clip(o.Failure.Message)
+	case o.Kind != api.NoAnswer:
+		s.cause = ""
+	case s.cause == "":
+		s.cause = "no answer within the time for one poll"
+	}
 
 	var d Decision
 	switch o.Kind {
@@ -222,7 +232,19 @@ func (p Policy) Timeout(s State, at time.Time) Result {
 	if s.httpStatus != 0 {
 		message += fmt.Sprintf("; the upstream's last answer had the status %d", s.httpStatus)
 	}
+	if s.cause != "" {
+		message += "; at last: " + s.cause
+	}
 	return s.result(TimedOut, at, &api.Failure{Type: api.APITimeout, Category: api.Unknown, Message: message}, nil)
+}
+
+// clip keeps of a cause what is told at the end. Every request may have one.
+func clip(cause string) string {
+	const most = 200
+	if len(cause) <= most {
+		return cause
+	}
+	return strings.ToValidUTF8(cause[:most], "") + "…"
 }
 
 // now strips the monotonic clock: deadlines are points on the wall clock.

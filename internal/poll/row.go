@@ -53,6 +53,7 @@ type row struct {
 	queueState string // one of a few constants
 	reason     string
 	failure    *api.Failure
+	cause      string
 
 	submitted, deadline, notFoundSince int64
 	looked, reserved                   int64
@@ -77,7 +78,7 @@ func (r *row) unpack() Request {
 			QueueState: r.queueState, Reason: r.reason, Polls: int(r.polls), Full: r.full, Fresh: r.fresh,
 			brokeOff: r.brokeOff, pendings: r.pendings, faults: r.faults, serverFailures: r.serverFailures,
 			streak: r.streak, streakKey: r.streakKey, httpStatus: r.httpStatus,
-			failure: r.failure,
+			failure: r.failure, cause: r.cause,
 		},
 	}
 	if r.notFoundSince != 0 {
@@ -95,7 +96,7 @@ func (r *row) pack(q *Request) {
 	r.redelivered, r.queueState, r.reason, r.polls = s.Redelivered, constant(s.QueueState), s.Reason, uint32(s.Polls)
 	r.full, r.fresh, r.brokeOff = s.Full, s.Fresh, s.brokeOff
 	r.pendings, r.faults, r.serverFailures = s.pendings, s.faults, s.serverFailures
-	r.streak, r.streakKey, r.httpStatus, r.failure = s.streak, s.streakKey, s.httpStatus, s.failure
+	r.streak, r.streakKey, r.httpStatus, r.failure, r.cause = s.streak, s.streakKey, s.httpStatus, s.failure, s.cause
 }
 
 // constant keeps a usual queue state from being held once for each request.

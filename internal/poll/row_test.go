@@ -17,7 +17,7 @@ func TestARowForgetsNothingOfItsRequest(t *testing.T) {
 		State: State{
 			Submitted: at(1), Deadline: at(2), Redelivered: true, QueueState: "paused_capacity", Reason: "full", Polls: 3,
 			Full: true, Fresh: true, brokeOff: true, pendings: 4, faults: 5, serverFailures: 6, streak: 7, streakKey: 8,
-			httpStatus: 408, notFoundSince: started.Add(9 * time.Second), failure: &api.Failure{},
+			httpStatus: 408, notFoundSince: started.Add(9 * time.Second), failure: &api.Failure{}, cause: "EOF",
 		},
 	}
 	for _, v := range []any{full, full.State} {
