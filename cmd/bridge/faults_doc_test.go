@@ -47,7 +47,7 @@ answer, to one that gets it once, and beside requests that get none. Of every on
   (` + "`TestAProcessStaysWithinItsMemory`" + `).
 
 *Counts as* is the label of ` + "`bridge_polls_total`" + `. *May lose* says that an upstream which hands results out once may have handed one out to
-that poll. *Ends as* is what becomes of a request that gets nothing else. A poll that counts as ` + "`no_answer`" + ` is as good as pending: the
+that poll. *Ends as* is what becomes of a request that gets nothing else; its event\ntells the cause, as the log does. A poll that counts as ` + "`no_answer`" + ` is as good as pending: the
 request is polled again at once.
 `)
 	section := func(title, text string, faults []upstreamFault) {
@@ -61,7 +61,7 @@ request is polled again at once.
 	section("Statuses", "No redirect is followed.\n\n", statuses())
 	section("Waits", "A wait is kept within 0 and 5 minutes, counted in `bridge_odd_hints_total` when it cannot be granted as asked, and the longest of several counts.\nA poll comes no earlier, and a tenth later at most.\n\n", waits())
 	section("HTTP/2", "All rows of above that are whole answers, or bodies that stall or never end, are played over HTTP/2 too, and come to the same. Here\npolls of several requests share a connection; what kills it makes each of them one more poll, and one that takes no poll within `--poll-timeout` is left for a new one.\n\n", http2Faults())
-	section("What strikes everybody", "No request ends for it before its deadline. When key or bill is refused one poll at a time goes out until one is accepted, `/readyz` says why, and\nthe log has its own line; after 429 no poll goes out for a second, or for what `Retry-After` says.\n\n", outages())
+	section("What strikes everybody", "No request ends for it before its deadline. When key or bill is refused one poll at a time goes out until one is accepted, `/readyz` says why, and\nthe log has its own line; after 429 no poll goes out for a second, or for what `Retry-After` says, but one each ten seconds, which ends that\nif it is answered. While the upstream is tried out requests whose last poll was not at fault go first, and what is refused while others are\naccepted holds up itself alone (`TestRequestsThatGoWrongHoldNobodyUp`).\n\n", outages())
 
 	b.WriteString("\n## What the log says to do\n\n| counts as | hint |\n|---|---|\n")
 	for _, kind := range api.Kinds {

@@ -123,6 +123,10 @@ func connections() []upstreamFault {
 			name: "a body without Content-Length, cut", http1: cut(headOnly + "\r\n" + completed[:20]),
 			kind: api.Malformed, lost: true, cause: "the body is not JSON", ends: "failed", polls: 10,
 		},
+		{
+			name: "protobuf without Content-Length, cut", http1: cut("HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\n\r\n\x0a\x05he"),
+			kind: api.Malformed, lost: true, cause: "nothing tells whether it is whole", ends: "failed", polls: 10,
+		},
 		lost("chunks without the last one", cut(chunked+"14\r\n"+completed[:20]+"\r\n"), "unexpected EOF"),
 		lost("a chunk whose length is none", cut(chunked+"zz\r\n"+completed[:20]+"\r\n"), "invalid byte in chunk length"),
 		lost("a chunk of more bytes than can be counted", cut(chunked+"fffffffffffffffff\r\n"), "http chunk length too large"),
@@ -157,6 +161,7 @@ func bodies() []upstreamFault {
 	return []upstreamFault{
 		answer("gzip in name only", packed, completed, api.Unreachable, "gzip: invalid header"),
 		answer("gzip with a wrong checksum", packed, good[:len(good)-8]+"\x00\x00\x00\x00"+good[len(good)-4:], api.Unreachable, "gzip: invalid checksum"),
+		answer("an encoding that nobody asked for", "Content-Encoding: deflate\r\nContent-Type: application/x-protobuf\r\n", "x", api.Malformed, "nobody asked for the encoding deflate"),
 		answer("1 GiB in 1 MiB of gzip", packed, zipped(strings.Repeat(" ", 1<<20), 1<<10), api.Refused, limit),
 		answer("a body over the limit", "", strings.Repeat(" ", 2<<20), api.Refused, limit),
 		{
@@ -339,8 +344,8 @@ func outages() []upstreamFault {
 	secured := func(name, cause string, config func() *tls.Config) upstreamFault {
 		return upstreamFault{name: name, everybody: true, tls: config, kind: api.Unreachable, cause: cause, hint: "that this machine trusts who signed", ends: "timed_out"}
 	}
-	answered := func(name, status, body string, kind api.Kind) upstreamFault {
-		return upstreamFault{name: name, everybody: true, says: says(status, "", body), kind: kind, ends: "timed_out"}
+	answered := func(name, status, body string, kind api.Kind, cause, hint string) upstreamFault {
+		return upstreamFault{name: name, everybody: true, says: says(status, "", body), kind: kind, cause: cause, hint: hint, ends: "timed_out"}
 	}
 	return []upstreamFault{
 		down("connection refused", "connection refused", "nothing listens there", refusing(os.NewSyscallError("connect", syscall.ECONNREFUSED))),
@@ -360,10 +365,10 @@ func outages() []upstreamFault {
 		secured("a certificate of another host", "certificate is valid for other, not upstream", func() *tls.Config { return certified("other", time.Hour) }),
 		secured("a certificate that has expired", "certificate has expired", func() *tls.Config { return certified(upstreamHost, -time.Minute) }),
 		secured("a certificate that nobody trusts signed", "certificate signed by unknown authority", func() *tls.Config { return foreign(upstreamHost) }),
-		answered("the key is refused, 401", "401 Unauthorized", `{"detail":"bad key"}`, api.Unauthorized),
-		answered("the key is refused, 403", "403 Forbidden", `{"detail":"Invalid API key"}`, api.Unauthorized),
-		answered("the bill is not paid, 402", "402 Payment Required", "", api.Unauthorized),
-		answered("too many polls, 429", "429 Too Many Requests", "", api.Throttled),
-		answered("the upstream is overloaded, 503", "503 Service Unavailable", "", api.ServerFault),
+		answered("the key is refused, 401", "401 Unauthorized", `{"detail":"bad key"}`, api.Unauthorized, "bad key", "check the API key"),
+		answered("the key is refused, 403", "403 Forbidden", `{"detail":"Invalid API key"}`, api.Unauthorized, "Invalid API key", "check the API key"),
+		answered("the bill is not paid, 402", "402 Payment Required", "", api.Unauthorized, "Payment Required", "and the account"),
+		answered("too many polls, 429", "429 Too Many Requests", "", api.Throttled, "Too Many Requests", "below the upstream's limit"),
+		answered("the upstream is overloaded, 503", "503 Service Unavailable", "", api.ServerFault, "Service Unavailable", "the upstream's own logs"),
 	}
 }

@@ -82,6 +82,9 @@ func byStatus(a answer, f *fields, h *hint) Outcome {
 	}
 	o.Failure = f.failure(a)
 	o.Failure.Type = APIStatus
+	if text := statusText(a.status); a.status >= 300 && a.status <= 399 && a.status != http.StatusNotModified && o.Failure.Message == text {
+		o.Failure.Message = strconv.Itoa(a.status) + " " + text + ": a redirect, which is not followed"
+	}
 	switch {
 	case o.Kind == Refused || o.Kind == BlankRefusal || o.Kind == NotFound || o.Kind == Expired || o.Kind == Unauthorized:
 		o.Failure.Category = User
@@ -116,8 +119,15 @@ func obeyShouldRetry(o *Outcome, value string) {
 }
 
 func success(a answer, f *fields, h *hint) Outcome {
-	if a.status == http.StatusPartialContent { // nothing else would tell of protobuf
+	// Nothing else would tell of protobuf, which is not looked into.
+	encoding := a.header.Get("Content-Encoding")
+	switch {
+	case a.status == http.StatusPartialContent:
 		return malformed("it is a part only", a)
+	case a.status == http.StatusNoContent || a.status == http.StatusResetContent:
+		return malformed("the body is empty", a)
+	case encoding != "" && !strings.EqualFold(encoding, "identity"):
+		return malformed("nobody asked for the encoding "+a.secrets.quote(encoding, maxOddHint), a)
 	}
 	contentType := a.header.Get("Content-Type")
 	if len(contentType) > maxContentType || !utf8.ValidString(contentType) { // it goes into a header of the result's message
@@ -125,7 +135,7 @@ func success(a answer, f *fields, h *hint) Outcome {
 	} else if contentType != "application/json" {
 		contentType = a.secrets.quote(contentType, maxText)
 	}
-	if strings.Contains(strings.ToLower(a.header.Get("Content-Type")), "application/x-protobuf") {
+	if isProtobuf(a.header) {
 		return Outcome{Kind: Completed, Result: a.body, ContentType: contentType}
 	}
 	err := f.scan(a)
@@ -161,6 +171,10 @@ func success(a answer, f *fields, h *hint) Outcome {
 		return o
 	}
 	return whole
+}
+
+func isProtobuf(header http.Header) bool {
+	return strings.Contains(strings.ToLower(header.Get("Content-Type")), "application/x-protobuf")
 }
 
 func pendingStatus(s string) bool {

@@ -27,6 +27,21 @@ func TestEachAnswerHasOneMeaning(t *testing.T) {
 			Outcome{Kind: Completed, Result: []byte(`{"type":"try_again"}`), ContentType: "Application/X-Protobuf; v=1"},
 		},
 		{
+			"protobuf that is compressed as nobody asked for",
+			said(200, "x", "Content-Type", "application/x-protobuf", "Content-Encoding", "deflate"),
+			Outcome{Kind: Malformed, Failure: status(Unknown, "the upstream's answer is not of the retrieve-future protocol: nobody asked for the encoding deflate: x")},
+		},
+		{
+			"protobuf as it is",
+			said(200, "x", "Content-Type", "application/x-protobuf", "Content-Encoding", "Identity"),
+			Outcome{Kind: Completed, Result: []byte("x"), ContentType: "application/x-protobuf"},
+		},
+		{
+			"no content, of whatever type",
+			said(204, "", "Content-Type", "application/x-protobuf"),
+			Outcome{Kind: Malformed, Failure: status(Unknown, "the upstream's answer is not of the retrieve-future protocol: the body is empty")},
+		},
+		{
 			"protobuf may be empty",
 			said(200, "", "Content-Type", "application/x-protobuf"),
 			Outcome{Kind: Completed, Result: []byte{}, ContentType: "application/x-protobuf"},
@@ -133,7 +148,7 @@ func TestEachAnswerHasOneMeaning(t *testing.T) {
 		{"500 that names the user", said(500, `{"error":"boom","category":"user"}`), Outcome{Kind: ServerFault, Failure: status(User, "boom")}},
 		{"503", said(503, ``, "Retry-After", "2"), Outcome{Kind: ServerFault, Hint: 2000 * ms, Failure: status(Server, "Service Unavailable")}},
 		{"a 5xx without a name", said(520, `oops`), Outcome{Kind: ServerFault, Failure: status(Server, "HTTP status 520: oops")}},
-		{"a redirect", said(307, ``, "Location", "https://elsewhere.example"), Outcome{Kind: Malformed, Failure: status(Unknown, "Temporary Redirect")}},
+		{"a redirect", said(307, ``, "Location", "https://elsewhere.example"), Outcome{Kind: Malformed, Failure: status(Unknown, "307 Temporary Redirect: a redirect, which is not followed")}},
 		{"a status beyond all classes", said(700, `x`), Outcome{Kind: Malformed, Failure: status(Unknown, "HTTP status 700: x")}},
 		{"an informational status", said(101, ``), Outcome{Kind: Malformed, Failure: status(Unknown, "Switching Protocols")}},
 	} {

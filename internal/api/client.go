@@ -318,11 +318,24 @@ func (c *Client) classify(res *http.Response, buf []byte, err error, id *identit
 	switch {
 	case o.Kind == Metadata && o.PayloadBytes > c.maxResult:
 		return c.tooLarge(res.StatusCode)
+	case res.ContentLength >= 0 || len(res.TransferEncoding) > 0 || res.ProtoMajor >= 2 || res.Uncompressed:
+	// Nothing but the end of its connection ends such a body: it may have been cut.
 	case o.Kind == Malformed && res.StatusCode <= 299:
-		// Nothing but the end of its connection ends such a body: it may have been cut.
-		o.BrokeOff = res.ContentLength < 0 && len(res.TransferEncoding) == 0 && res.ProtoMajor < 2 && !res.Uncompressed
+		o.BrokeOff = true
+	case o.Kind == Completed && !endsItself(res.Header, buf):
+		o = malformed("nothing tells whether it is whole, neither a length nor chunks", answer{})
+		o.HTTPStatus, o.BrokeOff = res.StatusCode, true
 	}
 	return o
+}
+
+// endsItself reports whether a part of a body could not be taken for all of it: protobuf could, and of JSON a number.
+func endsItself(header http.Header, body []byte) bool {
+	if isProtobuf(header) {
+		return false
+	}
+	body = bytes.TrimSpace(body)
+	return len(body) > 0 && body[0] != '-' && (body[0] < '0' || body[0] > '9')
 }
 
 // tooLarge ends the request: an answer over the limit will not shrink.

@@ -112,6 +112,10 @@ func TestAnAnswerThatBreaksOffIsNoAnswerOfItsKind(t *testing.T) {
 		want  Outcome // without its Failure
 	}{
 		{"whole", head + "Content-Length: 39\r\n\r\n" + body, false, Outcome{Kind: Completed, HTTPStatus: 200}},
+		{"a number, ended by its connection", head + "\r\n 123", false, Outcome{Kind: Malformed, HTTPStatus: 200, BrokeOff: true}},
+		{"a number, as long as announced", head + "Content-Length: 3\r\n\r\n123", false, Outcome{Kind: Completed, HTTPStatus: 200}},
+		{"protobuf, ended by its connection", "HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\n\r\nx", false, Outcome{Kind: Malformed, HTTPStatus: 200, BrokeOff: true}},
+		{"protobuf in chunks", "HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n", false, Outcome{Kind: Completed, HTTPStatus: 200}},
 		{"whole, ended by its connection", head + "\r\n" + body, false, Outcome{Kind: Completed, HTTPStatus: 200}},
 		{"shorter than its length", head + "Content-Length: 39\r\n\r\n" + half, false, Outcome{Kind: Unreachable, HTTPStatus: 200, BrokeOff: true}},
 		{"shorter than its length, and yet JSON", head + "Content-Length: 39\r\n\r\n1", false, Outcome{Kind: Unreachable, HTTPStatus: 200, BrokeOff: true}},
