@@ -96,8 +96,9 @@ type watch struct {
 	config jetstream.ConsumerConfig
 	open   map[string]bool // ids whose closing record has not come; nil: all are wanted
 	since  time.Time
-	last   uint64 // stream sequence of the last message seen
-	begun  bool   // there has been a consumer
+	last   uint64    // stream sequence of the last message seen,
+	made   time.Time // in the stream that was made then
+	begun  bool      // there has been a consumer
 }
 
 func (c *Client) newWatch(o WatchOptions) (*watch, error) {
@@ -143,6 +144,9 @@ func (w *watch) session(ctx context.Context, stream jetstream.Stream, yield func
 	ctx, stop := w.untilReconnected(ctx)
 	defer stop()
 	config := w.config
+	if err := w.recognise(ctx, stream); err != nil {
+		return false, err
+	}
 	if w.last > 0 {
 		config.DeliverPolicy, config.OptStartSeq, config.OptStartTime = jetstream.DeliverByStartSequencePolicy, w.last+1, nil
 	}
@@ -183,6 +187,24 @@ func (w *watch) session(ctx context.Context, stream jetstream.Stream, yield func
 			}
 		}
 	}
+}
+
+// recognise has a stream that was made anew read from its start: its sequences begin again, and a server waits for one that
+// is still to come.
+func (w *watch) recognise(ctx context.Context, stream jetstream.Stream) error {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	info := stream.CachedInfo()
+	if w.begun {
+		var err error
+		if info, err = stream.Info(ctx); err != nil {
+			return err
+		}
+	}
+	if !info.Created.Equal(w.made) {
+		w.made, w.last = info.Created, 0
+	}
+	return nil
 }
 
 // untilReconnected ends a session when the connection is there again: a consumer in memory may not have survived

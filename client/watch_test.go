@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"futurebridge/internal/poll"
+	"futurebridge/internal/publish"
 )
 
 func line(e Event) string {
@@ -161,4 +162,30 @@ func TestAWatchThatCannotBeginSaysWhy(t *testing.T) {
 		}
 		require.Equal(t, 1, n)
 	}
+}
+
+func TestAWatchGoesOnInAStreamThatWasMadeAnew(t *testing.T) {
+	bubble(t, func(t *testing.T, b *bed) {
+		for i := range 20 {
+			b.state("old", fmt.Sprint("s", i))
+		}
+		time.AfterFunc(10*time.Second, func() {
+			require.NoError(t, b.js.DeleteStream(t.Context(), b.names.StatesStream()))
+			_, err := publish.Ensure(t.Context(), b.js, b.names, publish.Options{})
+			require.NoError(t, err)
+		})
+		time.AfterFunc(time.Minute, func() {
+			b.state("new", "queued")
+			b.complete("new", "1")
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 24*time.Hour)
+		defer cancel()
+		for e, err := range b.client().Watch(ctx, WatchOptions{IDs: []string{"old", "new"}}) {
+			require.NoError(t, err)
+			if e.RequestID == "new" && e.Closing {
+				return
+			}
+		}
+		require.Fail(t, "the watch ended")
+	})
 }

@@ -209,6 +209,7 @@ func TestAHintIsHandedOverWithItsRequest(t *testing.T) {
 					{State: "paused_capacity", For: 3 * time.Minute, RetryAfterMS: 60_000}, {Answer: "completed"},
 				}}}})
 				first := w.bridge("bridge-1", flags...)
+				time.Sleep(900 * time.Millisecond) // the server writes down whole seconds
 				w.submit(ids("req", 500)...)
 				time.Sleep(20 * time.Second)
 				second := w.bridge("bridge-2")

@@ -27,7 +27,7 @@ func TestAnAckIsConfirmedAndRemovesTheWorkItem(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		require.Len(t, b.held(), 3, "nothing comes again")
 		for _, ack := range w.acks.since() {
-			require.Equal(t, "+WPI 2", ack, "what is settled is neither repeated nor extended")
+			require.Contains(t, []string{"+WPI 2", question}, ack, "what is settled is neither repeated nor extended")
 		}
 	})
 }

@@ -2,6 +2,7 @@ package intake
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"math"
 	"strconv"
@@ -45,7 +46,7 @@ type Keeper struct {
 	live     map[uint64]*Lease     // by stream sequence
 	settling map[uint64]settlement // acknowledged, not yet confirmed
 	prefix   string                // what the acknowledgement subjects of the consumer begin with
-	latest   string                // of those, without the prefix
+	latest   *Lease                // of the latest delivery; nil: there was none
 	stopping bool                  // the server ends with this process
 	returned []returned            // what goes back when it does
 }
@@ -145,7 +146,7 @@ func (k *Keeper) keepFor(l *Lease, after time.Duration) bool {
 // Flush returns when the consumer has taken all that was sent to it. Nothing may be settled or handed back after it.
 func (k *Keeper) Flush(ctx context.Context) error {
 	k.mu.Lock()
-	back, prefix, latest := k.returned, k.prefix, k.latest
+	back := k.returned
 	k.returned = nil
 	k.mu.Unlock()
 	// With a delay the server writes down when the item is due. It stops before that: what is due it remembers as delivered.
@@ -154,12 +155,26 @@ func (k *Keeper) Flush(ctx context.Context) error {
 			r.lease.handBack(max(stopTime, time.Until(r.due)))
 		}
 	}
-	parts := strings.SplitN(latest, ".", 3)
-	if len(parts) < 3 || parts[0] == "$JS" { // no delivery, or the latest is of another form than the first
-		return nil
+	return k.answered(ctx)
+}
+
+// answered returns when the consumer has taken all that was sent to it: it takes what comes in order, and answers also what is
+// about an item that is not there. A flush would only show that it is at the server at the other end of the connection; while
+// the consumer has no leader, that one drops it.
+func (k *Keeper) answered(ctx context.Context) error {
+	k.mu.Lock()
+	latest := k.latest
+	k.mu.Unlock()
+	if latest == nil {
+		return nil // nothing was delivered, nor sent
 	}
-	// It takes what comes in order, and answers also what is about an item that is not there.
-	parts[1] = strconv.FormatInt(math.MaxInt64, 10)
+	subject := latest.subject()
+	prefix := ackPrefix(subject)
+	parts := strings.SplitN(subject[len(prefix):], ".", 3)
+	if len(parts) < 3 {
+		return fmt.Errorf("deliveries have no known form: %q", subject)
+	}
+	parts[1] = strconv.FormatInt(math.MaxInt64, 10) // in place of the item's sequence
 	_, err := k.nc.RequestWithContext(ctx, prefix+strings.Join(parts, "."), []byte("+WPI"))
 	return err
 }
@@ -182,7 +197,7 @@ func (k *Keeper) take(seq uint64, reply string, sent time.Time) *Lease {
 		old.sent.Store(gone)
 	}
 	delete(k.settling, seq)
-	k.live[seq], k.latest = l, l.reply
+	k.live[seq], k.latest = l, l
 	return l
 }
 
@@ -306,6 +321,17 @@ func (k *Keeper) look(ctx context.Context) error {
 	return nil
 }
 
+// progress says that a lease is held, unless it was given away meanwhile: after a nak with a delay the server would wait for
+// AckWait instead.
+func (k *Keeper) progress(l *Lease, progress []byte) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.live[l.seq] != l {
+		return nil
+	}
+	return k.nc.Publish(l.subject(), progress)
+}
+
 // extend asks for AckWait more for every trusted lease, and trusts in it only when the server has seen it all.
 func (k *Keeper) extend(ctx context.Context) error {
 	answer, done := context.WithTimeout(ctx, flushTimeout)
@@ -326,15 +352,12 @@ func (k *Keeper) extend(ctx context.Context) error {
 		return nil
 	}
 	progress := []byte("+WPI")
-	last := len(leases) - 1
-	for _, l := range leases[:last] {
-		if err := k.nc.Publish(l.subject(), progress); err != nil {
+	for _, l := range leases {
+		if err := k.progress(l, progress); err != nil {
 			return err
 		}
 	}
-	// The consumer answers the last one, and has taken those before it. A flush would only show that they are at the
-	// server at the other end of the connection; while the consumer has no leader, that one drops them.
-	if _, err := k.nc.RequestWithContext(answer, leases[last].subject(), progress); err != nil {
+	if err := k.answered(answer); err != nil {
 		return err
 	}
 	k.mu.Lock()

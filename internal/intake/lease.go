@@ -74,8 +74,11 @@ func (l *Lease) Nak(after time.Duration) {
 // handBack is lost if the connection is: then the item goes after AckWait.
 func (l *Lease) handBack(after time.Duration) {
 	how := []byte("-NAK")
-	if after > 0 { // then the server also writes it down
-		how = fmt.Appendf(how, ` {"delay":%d}`, after)
+	if after > 0 {
+		// The server writes down whole seconds, rounded down: a second more, or the item would be early when it is started again.
+		// And whenever one is due it looks at all of them, so they are due together.
+		due := time.Now().Add(after + 2*time.Second - 1).Truncate(time.Second)
+		how = fmt.Appendf(how, ` {"delay":%d}`, time.Until(due))
 	}
 	_ = l.keeper.nc.Publish(l.subject(), how)
 }
@@ -89,10 +92,11 @@ func (l *Lease) forget() bool {
 	trusted := l.Trusted()
 	k.mu.Lock()
 	mine := k.live[l.seq] == l
+	doubtful := l.taken == gone // then somebody else may have it too, and would lose it
 	if mine {
 		delete(k.live, l.seq)
 	}
 	k.mu.Unlock()
 	k.free()
-	return mine && trusted
+	return mine && trusted && !doubtful
 }

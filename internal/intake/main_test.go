@@ -157,6 +157,9 @@ func (a *acks) watch(t *testing.T, nc *nats.Conn) {
 }
 
 // since forgets what it returns.
+// question is what the end of a burst and of a Flush asks, so that the consumer answers.
+const question = "+WPI 9223372036854775807"
+
 func (a *acks) since() []string {
 	synctest.Wait()
 	a.mu.Lock()

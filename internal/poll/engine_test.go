@@ -172,6 +172,35 @@ func TestOneIDSubmittedTwiceIsPolledOnceAndSettledTwice(t *testing.T) {
 	})
 }
 
+// asked counts how often it is asked whether it is trusted.
+type asked struct {
+	fakeLease
+	times int
+}
+
+func (l *asked) Trusted() bool { l.times++; return true }
+
+func TestHoweverOftenAnIDIsSubmittedEachSubmissionIsLookedAtOnce(t *testing.T) {
+	const n = 20_000
+	synctest.Test(t, func(t *testing.T) {
+		e, stop := engine(t, scripted(pending()), &fakeSink{}, nil)
+		var first asked
+		leases := make([]fakeLease, n)
+		e.Add([]Request{request("a", &first)})
+		pass(100 * ms)
+		before := first.times
+		for i := range leases {
+			e.Add([]Request{request("a", &leases[i])})
+		}
+		require.Equal(t, 1, e.Held())
+		require.LessOrEqual(t, first.times-before, n)
+		stop()
+		for i := range leases {
+			require.EqualValues(t, 1, leases[i].naks.Load())
+		}
+	})
+}
+
 func TestTheFirstDeadlineOfSeveralSubmissionsEndsTheRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sink := &fakeSink{}

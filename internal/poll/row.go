@@ -67,6 +67,7 @@ type row struct {
 	redelivered, full, fresh, brokeOff bool
 	asked                              bool      // for the wait, by the upstream
 	inFlight                           bool      // a poller has it
+	absorbed                           int32     // of more
 	more                               []Request // further submissions of the id
 }
 
@@ -110,10 +111,9 @@ func constant(queueState string) string {
 }
 
 // absorb makes one request of several submissions of an id: the first deadline ends it, the longest log is right, and
-// any lease that is trusted will do.
+// any lease that is trusted will do. Each submission is looked at once: there may be very many of one id.
 func (r *row) absorb() {
-	kept := r.more[:0]
-	for _, m := range r.more {
+	for _, m := range r.more[r.absorbed:] {
 		if d := nanoseconds(m.State.Deadline); d != 0 && (r.deadline == 0 || d < r.deadline) {
 			r.deadline = d
 		}
@@ -121,15 +121,14 @@ func (r *row) absorb() {
 			r.logSeq, r.queueState, r.reason = m.LogSeq, m.State.QueueState, m.State.Reason
 		}
 		r.redelivered = r.redelivered || m.State.Redelivered
-		if r.lease.Trusted() {
-			kept = append(kept, m)
-			continue
-		}
-		r.lease.Drop()
-		r.lease = m.Lease
 	}
-	clear(r.more[len(kept):])
-	if r.more = kept; len(kept) == 0 {
+	r.absorbed = int32(len(r.more))
+	for len(r.more) > 0 && !r.lease.Trusted() {
+		r.lease.Drop()
+		r.lease, r.more[0] = r.more[0].Lease, Request{}
+		r.more, r.absorbed = r.more[1:], r.absorbed-1
+	}
+	if len(r.more) == 0 {
 		r.more = nil
 	}
 }
