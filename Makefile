@@ -21,7 +21,7 @@ lint: ## check format, vet, linters and the direction of imports
 race: ## run all tests under the race detector
 	.ci/run race
 
-fuzz: ## run each fuzz target FUZZTIME (10000x)
+fuzz: ## run each fuzz target for FUZZTIME (20s)
 	.ci/run fuzz
 
 bench: build ## benchmark the packages, then the whole beside a hand-written loop, with charts in docs/img
