@@ -51,7 +51,7 @@ that poll. *Ends as* is what becomes of a request that gets nothing else; its ev
 request is polled again at once.
 `)
 	section := func(title, text string, faults []upstreamFault) {
-		fmt.Fprintf(&b, "\n## %s\n\n%s| fault | counts as | may lose | ends as | cause in log and event |\n|---|---|---|---|---|\n", title, text)
+		fmt.Fprintf(&b, "\n## %s\n\n%s| fault | counts as | may lose | ends as | the bridge | logged, and told in the event |\n|---|---|---|---|---|---|\n", title, text)
 		for _, f := range faults {
 			b.WriteString(f.row())
 		}
@@ -95,6 +95,16 @@ func (f *upstreamFault) row() string {
 	if f.wait > 0 {
 		cause += fmt.Sprintf("; polls again after %v", f.wait)
 	}
+	bridge := "goes on"
+	switch {
+	case !f.everybody:
+	case f.kind == api.Unauthorized:
+		bridge = "holds, one probe at a time"
+	case f.kind == api.Throttled:
+		bridge = "pauses"
+	default:
+		bridge = "probes, then starts slowly"
+	}
 	clean := strings.NewReplacer("|", `\|`, "<", "&lt;", "\n", " ")
-	return fmt.Sprintf("| %s | %s | %s | %s | %s |\n", f.name, kinds, lose, ends, clean.Replace(cause))
+	return fmt.Sprintf("| %s | %s | %s | %s | %s | %s |\n", f.name, kinds, lose, ends, bridge, clean.Replace(cause))
 }
