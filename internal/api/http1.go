@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -78,6 +79,19 @@ func (w *wire) Read(p []byte) (int, error) {
 }
 
 var errHeaders = errors.New("no more is read of the headers")
+
+// saidMore reports whether something came behind an answer. It is no other poll's.
+func (w *wire) saidMore() bool {
+	secure, ok := w.Conn.(*tls.Conn)
+	if !ok || w.buf.Buffered() > 0 {
+		return w.buf.Buffered() > 0
+	}
+	// TLS reads more than it is asked for. At this deadline it gives what it has, and asks the socket for nothing.
+	_ = secure.SetReadDeadline(time.Unix(1, 0))
+	n, err := secure.Read(make([]byte, 1))
+	_ = secure.SetReadDeadline(time.Time{})
+	return n > 0 || !errors.Is(err, os.ErrDeadlineExceeded)
+}
 
 // cut ends the connection without a word, whoever reads or writes.
 func (w *wire) cut() { _ = w.raw.Close() }
@@ -344,8 +358,7 @@ func (b *answerBody) Close() error {
 func (b *answerBody) end(whole bool) {
 	w := b.wire
 	b.wire = nil
-	// Whatever comes behind an answer is no other poll's.
-	if b.stop() && whole && b.keep && w.buf.Buffered() == 0 {
+	if b.stop() && whole && b.keep && !w.saidMore() {
 		b.from.keep(w)
 	} else {
 		w.cut()

@@ -4,11 +4,14 @@ package api
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"sync"
@@ -40,6 +43,69 @@ const (
 	behind
 	idle // when the answer was read
 )
+
+// corked is a connection on which all that is written goes out at once.
+type corked struct {
+	net.Conn
+	written bytes.Buffer
+}
+
+func (c *corked) Write(p []byte) (int, error) { return c.written.Write(p) }
+
+func (c *corked) uncork() {
+	_, _ = c.Conn.Write(c.written.Bytes())
+	c.written.Reset()
+}
+
+// Over TLS what came behind an answer may be in no buffer that can be seen.
+func TestWhatComesBehindAnAnswerOverTLSIsNoOtherAnswer(t *testing.T) {
+	const head = "HTTP/1.1 200 OK\r\nContent-Length: 33\r\n\r\n"
+	for behind, dials := range map[string]int{"": 1, head + `{"status":"completed","result":6}`: 2, "x": 2} {
+		certified := httptest.NewUnstartedServer(nil)
+		certified.StartTLS()
+		certified.Close()
+		var serving sync.WaitGroup
+		dialed := 0
+		transport := NewTransport(TransportConfig{TLS: certified.Client().Transport.(*http.Transport).TLSClientConfig})
+		transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
+			near, far := sockets(t)
+			dialed++
+			serving.Go(func() {
+				defer far.Close()
+				cork := &corked{Conn: far}
+				secure := tls.Server(handshaking{cork}, &tls.Config{Certificates: certified.TLS.Certificates})
+				for in := bufio.NewReader(secure); ; {
+					r, err := http.ReadRequest(in)
+					if err != nil {
+						return
+					}
+					_, _ = io.Copy(io.Discard, r.Body)
+					_, _ = io.WriteString(secure, head+`{"status":"completed","result":2}`)
+					_, _ = io.WriteString(secure, behind)
+					cork.uncork()
+				}
+			})
+			return near, nil
+		}
+		client, err := New(Config{BaseURL: "https://example.com", Transport: transport})
+		require.NoError(t, err)
+		(*client.transport.Load()).(*http1).spoke.Store(true)
+		for range 2 {
+			require.Equal(t, "2", string(retrieve(t, client, Query{RequestID: "id"}).Result))
+		}
+		require.Equal(t, dials, dialed, behind)
+		client.CloseIdleConnections()
+		serving.Wait()
+	}
+}
+
+// handshaking uncorks when it is the other side's turn.
+type handshaking struct{ *corked }
+
+func (h handshaking) Read(p []byte) (int, error) {
+	h.uncork()
+	return h.Conn.Read(p)
+}
 
 // What a connection brought besides the answer must not become the answer to another request.
 func TestWhichConnectionsAreUsedAgain(t *testing.T) {
