@@ -107,6 +107,20 @@ func TestTheMixedScriptIsExponential(t *testing.T) {
 	require.Equal(t, n/10, failing)
 }
 
+func TestARequestPolledTwiceHidesNoneThatWasNot(t *testing.T) {
+	seen := func(polls ...int) map[string]sim.IDStats {
+		all := map[string]sim.IDStats{"of nobody here": {Polls: 9}}
+		for i, id := range ids(len(polls)) {
+			all[id] = sim.IDStats{Polls: polls[i]}
+		}
+		return all
+	}
+	require.Equal(t, 3, polledSince(3, nil, seen(1, 1, 2)))
+	require.Equal(t, 2, polledSince(3, nil, seen(1, 2)), "one was never seen")
+	require.Equal(t, 3, polledSince(3, seen(1, 1, 2), seen(2, 2, 3)))
+	require.Equal(t, 2, polledSince(3, seen(1, 1, 2), seen(2, 3, 2)), "three polls of two")
+}
+
 func TestWaitingEndsByItselfByAnErrorOrByTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begin := time.Now()

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"futurebridge/internal/api/sim"
 	"futurebridge/internal/publish"
 )
 
@@ -157,6 +158,13 @@ func heapOf(taken []sample, since time.Duration) float64 {
 	return heap - taken[0].metrics[allocated]
 }
 
+// once has requests polled once, and then not for five minutes. That is the bridge's own wait: one that the upstream asks
+// for a bridge that is told to stop hands over too, and nobody polls before it is over.
+var once = []string{"--backoff-initial", "5m", "--backoff-max", "5m"}
+
+// pending is the script of an upstream whose jobs never end, and that says nothing of when to ask again.
+const pending = `{"seed":%d,"profiles":[{"name":"pending","steps":[{"state":"active"}]}]}`
+
 // restart tells how long it takes until a bridge that starts in place of another has polled all that the other held:
 // after SIGKILL, which has to wait for AckWait, and after SIGTERM, which hands them over.
 func restart(ctx context.Context, r *run, n int) ([]Result, error) {
@@ -183,16 +191,24 @@ func restart(ctx context.Context, r *run, n int) ([]Result, error) {
 }
 
 func (r *run) restartOnce(ctx context.Context, n int, ackWait time.Duration, signal os.Signal) (took time.Duration, again []float64, err error) {
-	s, err := r.newSite(ctx, fmt.Sprintf(waits, r.Seed), publish.Options{AckWait: &ackWait, MaxAckPending: &n})
+	s, err := r.newSite(ctx, fmt.Sprintf(pending, r.Seed), publish.Options{AckWait: &ackWait, MaxAckPending: &n})
 	if err != nil {
 		return 0, nil, err
 	}
 	defer s.close()
-	first, err := s.serve(ctx, "--max-requests", fmt.Sprint(n))
+	args := append([]string{"--max-requests", fmt.Sprint(n)}, once...)
+	first, err := s.serve(ctx, args...)
 	if err != nil {
 		return 0, nil, err
 	}
 	if err := s.hold(ctx, n, first.metric(pendings)); err != nil {
+		return 0, nil, err
+	}
+	before, err := s.stats(true)
+	if err == nil && polledSince(n, nil, before.IDs) < n {
+		err = fmt.Errorf("%d requests of %d were polled before the signal", polledSince(n, nil, before.IDs), n)
+	}
+	if err != nil {
 		return 0, nil, err
 	}
 	begin := time.Since(s.begin)
@@ -201,15 +217,23 @@ func (r *run) restartOnce(ctx context.Context, n int, ackWait time.Duration, sig
 	}
 	s.forget(first.process)
 	defer first.end(os.Kill)
-	second, err := s.serve(ctx, "--max-requests", fmt.Sprint(n))
+	second, err := s.serve(ctx, args...)
 	if err != nil {
 		return 0, nil, err
 	}
 	sampling := s.sample(ctx, sampleEvery, second)
-	if err := s.await(ctx, "requests polled again", ackWait, n, second.metric(pendings)); err != nil {
+	polled := second.metric(pendings)
+	if err := s.await(ctx, "requests polled again", ackWait, n, func() (int, error) {
+		polls, err := polled()
+		if err != nil || polls < n {
+			return polls, err
+		}
+		took = time.Since(s.begin) - begin // to look at each id takes a while
+		after, err := s.stats(true)
+		return polledSince(n, before.IDs, after.IDs), err
+	}); err != nil {
 		return 0, nil, err
 	}
-	took = time.Since(s.begin) - begin
 	stats, err := s.stats(false)
 	if err == nil && stats.MaxPollsNowOfAnID > 1 {
 		err = fmt.Errorf("a request was polled by %d at once", stats.MaxPollsNowOfAnID)
@@ -218,4 +242,14 @@ func (r *run) restartOnce(ctx context.Context, n int, ackWait time.Duration, sig
 		return 0, nil, err
 	}
 	return took, curve(sampling.stop(0), begin, func(s sample) float64 { return s.metrics[pendings] }), nil
+}
+
+// polledSince counts the ids, of n requests, that were polled in between: two polls of one do not stand for those of another.
+func polledSince(n int, before, after map[string]sim.IDStats) (polled int) {
+	for _, id := range ids(n) {
+		if after[id].Polls > before[id].Polls {
+			polled++
+		}
+	}
+	return polled
 }
