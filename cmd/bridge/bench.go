@@ -40,7 +40,7 @@ func (c *benchCmd) Help() string {
 		"restart: the bridge is killed, or told to stop, and replaced.\n\n" +
 		"streams: fenced publishes on streams that hold ten records and 20 KB of each request, before and after the server is started again. " +
 		"A million requests are ten million records and take 25 GB of disk.\n\n" +
-		"It fails when a request got lost, and leaves nothing behind."
+		"It fails when a request got lost or was polled before a wait that the upstream asked for was over, and leaves nothing behind."
 }
 
 func (c *benchCmd) setGiven(g given) { c.given = g }

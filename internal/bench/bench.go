@@ -90,8 +90,8 @@ type run struct {
 	profileAs string // what names of profiles begin with; empty: none are written
 }
 
-// Run plays the scenarios of these names, all of them when none is given. It fails when a request got lost or a
-// process died, and leaves no process and no file behind.
+// Run plays the scenarios of these names, all of them when none is given. It fails when a request got lost or was polled
+// too early, or a process died, and leaves no process and no file behind.
 func Run(ctx context.Context, cfg Config, names []string) (*Report, error) {
 	if _, err := usageOfThisProcess(); err != nil {
 		return nil, err

@@ -121,6 +121,11 @@ func TestARequestPolledTwiceHidesNoneThatWasNot(t *testing.T) {
 	require.Equal(t, 2, polledSince(3, seen(1, 1, 2), seen(2, 3, 2)), "three polls of two")
 }
 
+func TestAPollBeforeAHintRanOutFailsAScenario(t *testing.T) {
+	require.NoError(t, early(sim.Stats{Polls: 7}))
+	require.ErrorContains(t, early(sim.Stats{Polls: 7, EarlyPolls: 2}), "2 of 7 polls came before a hint of the upstream had run out")
+}
+
 func TestWaitingEndsByItselfByAnErrorOrByTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begin := time.Now()

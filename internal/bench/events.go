@@ -136,7 +136,7 @@ func (r *run) latencyOnce(ctx context.Context, n int, stream, subjects string, a
 	if err := s.awaitResults(ctx, 0, stream, n); err != nil {
 		return t, err
 	}
-	stats, err := s.stats(true)
+	stats, err := s.obeyed(true)
 	if err != nil {
 		return t, err
 	}
@@ -177,6 +177,10 @@ func outage(ctx context.Context, r *run, n int) ([]Result, error) {
 	if err := s.awaitResults(ctx, after+r.Duration+time.Minute, s.names.ResultsStream(), n); err != nil {
 		return nil, err
 	}
+	stats, err := s.obeyed(false)
+	if err != nil {
+		return nil, err
+	}
 	taken := sampling.stop(0)
 	up := after + r.Duration
 	if waited := valueAt(taken, after, holds); int(waited) < n {
@@ -204,6 +208,7 @@ func outage(ctx context.Context, r *run, n int) ([]Result, error) {
 		{"refused (429) after it, of all polls", 100 * within(refused, up, end) / within(polls, up, end), "%"},
 		{"99 % answered after", (answered - up).Seconds(), "s"},
 		{"that is, of requests ÷ the upstream's rate", (answered - up).Seconds() / ideal, ""},
+		{hints, float64(stats.EarlyPolls), ""},
 	}}}, nil
 }
 
@@ -254,12 +259,13 @@ func (r *run) mixedOnce(ctx context.Context, n int, mean time.Duration, cadence 
 	if err := s.awaitResults(ctx, 0, s.names.ResultsStream(), n); err != nil {
 		return nil, nil, err
 	}
-	stats, err := s.stats(true)
+	stats, err := s.obeyed(true)
 	if err != nil {
 		return nil, nil, err
 	}
 	delays := h.delays(stats, func(id sim.IDStats) time.Time { return id.Done })
 	figures := append([]Figure{{"polls of a request", float64(stats.Polls) / float64(n), ""}}, quantiles("job done to a subscriber", delays)...)
+	figures = append(figures, Figure{hints, float64(stats.EarlyPolls), ""})
 	return figures, perSecond(curve(sampling.stop(begin), begin, polls)), nil
 }
 

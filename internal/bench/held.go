@@ -33,6 +33,7 @@ type holding struct {
 	taking, over        time.Duration
 	start, taken, later spent
 	heap                float64 // that lives; of a bridge alone
+	early               int     // polls; of a bridge alone
 	held, rate          []float64
 }
 
@@ -71,6 +72,7 @@ func waiting(ctx context.Context, r *run, n int) ([]Result, error) {
 		{"submitted, taken and polled once", float64(n) / b.taking.Seconds(), "/s"},
 		{"bridge: CPU of a request that is taken and polled once", 1e6 * (b.taken.worker.cpu - b.start.worker.cpu) / float64(n), "µs"},
 		{"NATS server: CPU of a request that is submitted and taken", 1e6 * (b.taken.server.cpu - b.start.server.cpu) / float64(n), "µs"},
+		{hints, float64(b.early), ""},
 	}
 	for _, l := range p.loops {
 		figures = append(figures,
@@ -141,6 +143,11 @@ func (r *run) waitingOnce(ctx context.Context, n int, bridged bool) (h holding, 
 		return h, fmt.Errorf("%d requests of %d are held", held, n)
 	}
 	if bridged {
+		stats, err := s.obeyed(false)
+		if err != nil {
+			return h, err
+		}
+		h.early = stats.EarlyPolls
 		h.heap, h.held, h.rate = heapOf(taken, full), curve(taken, begin, holds), perSecond(curve(taken, begin, polls))
 	}
 	return h, nil
@@ -234,7 +241,7 @@ func (r *run) restartOnce(ctx context.Context, n int, ackWait time.Duration, sig
 	}); err != nil {
 		return 0, nil, err
 	}
-	stats, err := s.stats(false)
+	stats, err := s.obeyed(false)
 	if err == nil && stats.MaxPollsNowOfAnID > 1 {
 		err = fmt.Errorf("a request was polled by %d at once", stats.MaxPollsNowOfAnID)
 	}

@@ -105,7 +105,7 @@ func (w *watch) bridge(ctx context.Context) (float64, error) {
 	if err := s.awaitResults(ctx, 0, s.names.ResultsStream(), w.n); err != nil {
 		return 0, err
 	}
-	stats, err := s.stats(false)
+	stats, err := s.obeyed(false)
 	return float64(stats.Polls) / float64(w.n), err
 }
 
