@@ -72,6 +72,46 @@ func TestRatiosAreMediansOfPairs(t *testing.T) {
 	require.Len(t, drainFigures(pairs[drained]{bridges, nil}), 5, "without a loop")
 }
 
+func TestWhatWaitsIsMediansOfPairs(t *testing.T) {
+	held := func(resident, cpu, took float64) holding { // of two requests, for ten seconds
+		return holding{
+			taking: time.Duration(took * float64(time.Second)), over: 10 * time.Second,
+			start: spent{worker: usage{resident: 100}}, later: spent{worker: usage{cpu: cpu, resident: 100 + resident}},
+		}
+	}
+	values := map[string]float64{}
+	for _, f := range waitingFigures(pairs[holding]{
+		[]holding{held(10, 1, 1), held(40, 2, 4), held(20, 4, 2)}, []holding{held(20, 1, 1), held(10, 1, 1), held(10, 1, 1)},
+	}, 2) {
+		values[f.Name] = f.Value
+	}
+	require.Equal(t, 10., values["resident memory of a request"], "of 5, 20 and 10")
+	require.Equal(t, 20., values["bridge: CPU while they wait"])
+	require.Equal(t, 1., values["submitted, taken and polled once"])
+	require.Equal(t, 5., values["loop: resident memory of a request"])
+	require.Equal(t, 2., values["bridge : loop, resident memory of a request"], "of 0.5, 4 and 2")
+	require.Equal(t, 2., values["bridge : loop, CPU while they wait"], "of 1, 2 and 4")
+}
+
+func TestTwoSidesHaveAsManyTurnsAsWereAskedFor(t *testing.T) {
+	var out strings.Builder
+	r := &run{Config: Config{Pairs: 3}, progress: &progress{out: &out}}
+	n := 0.
+	next := func() (float64, error) { n++; return n, nil }
+	p, err := pair(r, "mixed", side[float64]{"one", next}, side[float64]{"other", next})
+	require.NoError(t, err)
+	require.Equal(t, pairs[float64]{[]float64{1, 3, 5}, []float64{2, 4, 6}}, p)
+	require.Equal(t, 0.75, p.ratio(func(v float64) float64 { return v }))
+	require.Equal(t, "mixed: one, 1 of 3", strings.Split(out.String(), "\n")[0])
+
+	p, err = besideLoop(r, "drain", next, next)
+	require.NoError(t, err)
+	require.Equal(t, pairs[float64]{left: []float64{7}}, p, "there is no baseline")
+	r.Baseline = true
+	_, err = besideLoop(r, "drain", next, func() (float64, error) { return 0, errors.New("broken") })
+	require.EqualError(t, err, "the loop: broken")
+}
+
 func TestRatiosToNothingAreNoFigures(t *testing.T) {
 	var r Report
 	r.add("drain", []Result{{Figures: drainFigures(pairs[drained]{[]drained{{perSecond: 100, workerCPU: 10}}, []drained{{perSecond: 200}}})}})

@@ -37,54 +37,56 @@ type holding struct {
 	held, rate          []float64
 }
 
-// resident is the memory of a request.
-func (h *holding) resident(n int) float64 {
-	return (h.later.worker.resident - h.start.worker.resident) / float64(n)
-}
-func (h *holding) workerCPU() float64 {
+// resident is the memory that all requests take.
+func (h holding) resident() float64 { return h.later.worker.resident - h.start.worker.resident }
+func (h holding) workerCPU() float64 {
 	return (h.later.worker.cpu - h.taken.worker.cpu) / h.over.Seconds()
 }
-func (h *holding) serverCPU() float64 {
+func (h holding) serverCPU() float64 {
 	return (h.later.server.cpu - h.taken.server.cpu) / h.over.Seconds()
 }
 
 // waiting has one bridge hold requests that wait for their next poll, and tells what that costs; with Baseline a
-// hand-written loop too.
+// hand-written loop too, turn by turn.
 func waiting(ctx context.Context, r *run, n int) ([]Result, error) {
-	p, err := pair(r, 1, fmt.Sprintf("waiting: %s requests are handed over", count(n)),
+	p, err := besideLoop(r, fmt.Sprintf("waiting: %s requests are handed over", count(n)),
 		func() (holding, error) { return r.waitingOnce(ctx, n, true) },
 		func() (holding, error) { return r.waitingOnce(ctx, n, false) })
 	if err != nil {
 		return nil, err
 	}
-	b := &p.bridges[0]
 	c := chart{file: "waiting", title: count(n) + " requests that wait", x: "seconds", y: "requests held", right: "polls/s"}
-	c.add("requests held", b.held)
-	c.addRight("polls/s", b.rate)
+	c.add("requests held", p.left[0].held)
+	c.addRight("polls/s", p.left[0].rate)
 	r.report.charts = append(r.report.charts, c)
+	return []Result{{Requests: n, Case: "held by one bridge", Figures: waitingFigures(p, float64(n))}}, nil
+}
+
+// waitingFigures are medians; ratios are medians of the pairs' ratios.
+func waitingFigures(p pairs[holding], n float64) []Figure {
 	figures := []Figure{
-		{"live heap of a request", b.heap / float64(n), "B"},
-		{"resident memory of a request", b.resident(n), "B"},
-		{"bridge: CPU while they wait", 100 * b.workerCPU(), "% of a core"},
-		{"NATS server: CPU while they wait", 100 * b.serverCPU(), "% of a core"},
-		{"bridge: resident memory", b.later.worker.resident / mb, "MB"},
-		{"NATS server: resident memory", b.later.server.resident / mb, "MB"},
-		{"submitted, taken and polled once", float64(n) / b.taking.Seconds(), "/s"},
-		{"bridge: CPU of a request that is taken and polled once", 1e6 * (b.taken.worker.cpu - b.start.worker.cpu) / float64(n), "µs"},
-		{"NATS server: CPU of a request that is submitted and taken", 1e6 * (b.taken.server.cpu - b.start.server.cpu) / float64(n), "µs"},
-		{hints, float64(b.early), ""},
+		{"live heap of a request", of(p.left, func(h holding) float64 { return h.heap }) / n, "B"},
+		{"resident memory of a request", of(p.left, holding.resident) / n, "B"},
+		{"bridge: CPU while they wait", 100 * of(p.left, holding.workerCPU), "% of a core"},
+		{"NATS server: CPU while they wait", 100 * of(p.left, holding.serverCPU), "% of a core"},
+		{"bridge: resident memory", of(p.left, func(h holding) float64 { return h.later.worker.resident }) / mb, "MB"},
+		{"NATS server: resident memory", of(p.left, func(h holding) float64 { return h.later.server.resident }) / mb, "MB"},
+		{"submitted, taken and polled once", n / of(p.left, func(h holding) float64 { return h.taking.Seconds() }), "/s"},
+		{"bridge: CPU of a request that is taken and polled once", of(p.left, func(h holding) float64 { return h.taken.worker.cpu - h.start.worker.cpu }) * 1e6 / n, "µs"},
+		{"NATS server: CPU of a request that is submitted and taken", of(p.left, func(h holding) float64 { return h.taken.server.cpu - h.start.server.cpu }) * 1e6 / n, "µs"},
+		{hints, of(p.left, func(h holding) float64 { return float64(h.early) }), ""},
 	}
-	for _, l := range p.loops {
-		figures = append(figures,
-			Figure{"loop: resident memory of a request", l.resident(n), "B"},
-			Figure{"loop: CPU while they wait", 100 * l.workerCPU(), "% of a core"},
-			Figure{"loop: the NATS server's CPU while they wait", 100 * l.serverCPU(), "% of a core"},
-			Figure{"bridge : loop, resident memory of a request", b.resident(n) / l.resident(n), ""},
-			Figure{"bridge : loop, CPU while they wait", b.workerCPU() / l.workerCPU(), ""},
-			Figure{"bridge : loop, the NATS server's CPU while they wait", b.serverCPU() / l.serverCPU(), ""},
-		)
+	if len(p.right) == 0 {
+		return figures
 	}
-	return []Result{{Requests: n, Case: "held by one bridge", Figures: figures}}, nil
+	return append(figures,
+		Figure{"loop: resident memory of a request", of(p.right, holding.resident) / n, "B"},
+		Figure{"loop: CPU while they wait", 100 * of(p.right, holding.workerCPU), "% of a core"},
+		Figure{"loop: the NATS server's CPU while they wait", 100 * of(p.right, holding.serverCPU), "% of a core"},
+		Figure{"bridge : loop, resident memory of a request", p.ratio(holding.resident), ""},
+		Figure{"bridge : loop, CPU while they wait", p.ratio(holding.workerCPU), ""},
+		Figure{"bridge : loop, the NATS server's CPU while they wait", p.ratio(holding.serverCPU), ""},
+	)
 }
 
 // waitingOnce has a new bridge, or a loop, take n requests and hold them.

@@ -16,8 +16,8 @@ import (
 // watching is how many programs wait for each request in watchers.
 const watching = 10
 
-// watchers compares the polls that a bridge makes for programs that wait for the same requests, with those that they
-// make themselves: at once after an answer, as the official SDK does, or with a back-off.
+// watchers compares, turn by turn, the polls that a bridge makes for programs that wait for the same requests, with those
+// that they make themselves: at once after an answer, as the official SDK does, or with a back-off.
 func watchers(ctx context.Context, r *run, n int) ([]Result, error) {
 	backoff := poll.DefaultPolicy()
 	atOnce := backoff
@@ -39,22 +39,20 @@ func watchers(ctx context.Context, r *run, n int) ([]Result, error) {
 		w := watch{run: r, n: kind.n, over: r.share(1. / 6), script: fmt.Sprintf(
 			`{"seed":%d,"style":%s,"profiles":[{"name":"job","steps":[{"state":"active","for":"%v","spread":"%v"},{"answer":"completed"}]}]}`,
 			r.Seed, kind.style, r.share(1./30), r.share(1./15))}
-		r.progress.begin("watchers, %s: the bridge polls", kind.name)
-		bridge, err := w.bridge(ctx)
+		p, err := pair(r, "watchers, "+kind.name,
+			side[float64]{fmt.Sprintf("%d programs", watching), func() (float64, error) { return w.programs(ctx, kind.policy) }},
+			side[float64]{"the bridge", func() (float64, error) { return w.bridge(ctx) }})
 		if err != nil {
 			return nil, err
 		}
-		r.progress.begin("watchers, %s: %d programs poll", kind.name, watching)
-		programs, err := w.programs(ctx, kind.policy)
-		if err != nil {
-			return nil, err
-		}
+		itself := func(polls float64) float64 { return polls }
+		bridge, programs := of(p.right, itself), of(p.left, itself)
 		byBridge, byPrograms = append(byBridge, bridge), append(byPrograms, programs)
 		c.labels = append(c.labels, kind.name)
 		all = append(all, Result{Requests: kind.n, Case: kind.name, Figures: []Figure{
 			{"polls of a request by the bridge", bridge, ""},
 			{fmt.Sprintf("polls of a request by %d programs", watching), programs, ""},
-			{"programs : bridge", programs / bridge, ""},
+			{"programs : bridge", p.ratio(itself), ""},
 		}})
 	}
 	c.add("the bridge", byBridge)
