@@ -1,6 +1,9 @@
 package bench
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // pairs are what two sides did, turn by turn in one run. There is no right one where bridge or loop had no Baseline.
 type pairs[T any] struct{ left, right []T }
@@ -11,18 +14,22 @@ type side[T any] struct {
 	play func() (T, error)
 }
 
-// pair lets two sides have as many turns each as were asked for.
+// pair lets two sides have as many turns each as were asked for. Which of them goes first alternates: what comes second runs on a machine
+// that something else has just kept busy.
 func pair[T any](r *run, what string, left, right side[T]) (p pairs[T], err error) {
+	order := []struct {
+		side[T]
+		turns *[]T
+	}{{left, &p.left}, {right, &p.right}}
 	for turn := range r.Pairs {
-		one, err := left.turn(r, what, turn, r.Pairs)
-		if err != nil {
-			return p, err
+		for _, s := range order {
+			one, err := s.turn(r, what, turn, r.Pairs)
+			if err != nil {
+				return p, err
+			}
+			*s.turns = append(*s.turns, one)
 		}
-		p.left = append(p.left, one)
-		if one, err = right.turn(r, what, turn, r.Pairs); err != nil {
-			return p, err
-		}
-		p.right = append(p.right, one)
+		slices.Reverse(order)
 	}
 	return p, nil
 }
