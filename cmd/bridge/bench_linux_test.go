@@ -66,6 +66,19 @@ func TestEachBenchmarkGivesItsFigures(t *testing.T) {
 					require.Contains(t, figures, "polls before a hint ran out")
 					require.Zero(t, figures["polls before a hint ran out"])
 				}
+				processes := []string{"bridge", "NATS server", "upstream"}
+				switch scenario {
+				case "watchers":
+					processes = append(processes, "upstream of 10 programs")
+				case "restart":
+					processes = []string{"first bridge", "second bridge", "NATS server", "upstream"}
+				case "streams":
+					processes = []string{"NATS server"}
+				}
+				for _, process := range processes {
+					require.Contains(t, figures, process+": CPU time") // which may be less than can be told
+					require.Greater(t, figures[process+": peak memory"], 1., process)
+				}
 				for _, name := range want[result.Case] {
 					require.Contains(t, figures, name)
 					// Of so few the heap may be less than the garbage at the start, and the time of publishes less than can be told.

@@ -69,7 +69,7 @@ func TestRatiosAreMediansOfPairs(t *testing.T) {
 	require.Equal(t, 100., values["loop: requests"])
 	require.Equal(t, 2., values["bridge : loop, requests/s"], "of 0.5, 2 and 4")
 	require.Equal(t, 2., values["bridge : loop, CPU"], "of 0.5, 2 and 3")
-	require.Len(t, drainFigures(pairs[drained]{bridges, nil}), 5, "without a loop")
+	require.Len(t, drainFigures(pairs[drained]{bridges, nil}), 9, "without a loop")
 }
 
 func TestWhatWaitsIsMediansOfPairs(t *testing.T) {
@@ -91,6 +91,19 @@ func TestWhatWaitsIsMediansOfPairs(t *testing.T) {
 	require.Equal(t, 5., values["loop: resident memory of a request"])
 	require.Equal(t, 2., values["bridge : loop, resident memory of a request"], "of 0.5, 4 and 2")
 	require.Equal(t, 2., values["bridge : loop, CPU while they wait"], "of 1, 2 and 4")
+}
+
+func TestCostsAreMediansOfEachProcess(t *testing.T) {
+	turns := []spent{
+		{usage{cpu: 1, peak: 3e6}, usage{cpu: 4, peak: 40e6}, usage{cpu: 7, peak: 10e6}},
+		{usage{cpu: 2, peak: 1e6}, usage{cpu: 6, peak: 60e6}, usage{cpu: 9, peak: 30e6}},
+		{usage{cpu: 3, peak: 2e6}, usage{cpu: 5, peak: 50e6}, usage{cpu: 8, peak: 20e6}},
+	}
+	require.Equal(t, []Figure{
+		{"loop: CPU time", 2, "s"}, {"loop: peak memory", 2, "MB"},
+		{"NATS server: CPU time", 5, "s"}, {"NATS server: peak memory", 50, "MB"},
+		{"upstream: CPU time", 8, "s"}, {"upstream: peak memory", 20, "MB"},
+	}, costs("loop", turns, func(s spent) spent { return s }))
 }
 
 func TestTwoSidesTakeTurnsAtGoingFirst(t *testing.T) {
@@ -119,7 +132,7 @@ func TestRatiosToNothingAreNoFigures(t *testing.T) {
 	require.NoError(t, r.Print(io.Discard, true))
 	for _, result := range r.Scenarios {
 		require.Equal(t, "drain", result.Scenario)
-		require.Len(t, result.Figures, 9, "all but two")
+		require.Len(t, result.Figures, 15, "all but two")
 	}
 }
 

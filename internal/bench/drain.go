@@ -12,11 +12,14 @@ import (
 // duplicates is the duplicate window of the loop's stream, as long as the bridge's.
 const duplicates = 10 * time.Second
 
-// drained is how a program emptied a full work stream: requests/s, CPU in µs a request, memory in bytes.
+// drained is how a program emptied a full work stream: requests/s, CPU in µs a request.
 type drained struct {
-	perSecond, workerCPU, serverCPU, workerPeak, serverPeak float64
-	rate                                                    []float64
+	perSecond, workerCPU, serverCPU float64
+	rate                            []float64
+	now                             spent // at the end
 }
+
+func (d drained) spent() spent { return d.now }
 
 // drain empties a work stream through a bridge, with every promise on, whose upstream answers at once; with Baseline
 // through a hand-written loop too, turn by turn.
@@ -52,16 +55,18 @@ func drainFigures(p pairs[drained]) []Figure {
 		{"bridge: requests", of(p.left, speed), "/s"},
 		{"bridge: CPU of a request", of(p.left, cpu), "µs"},
 		{"bridge: the NATS server's CPU of a request", of(p.left, server), "µs"},
-		{"bridge: peak memory", of(p.left, func(d drained) float64 { return d.workerPeak }) / mb, "MB"},
-		{"bridge: the NATS server's peak memory", of(p.left, func(d drained) float64 { return d.serverPeak }) / mb, "MB"},
 	}
+	figures = append(figures, costs("bridge", p.left, drained.spent)...)
 	if len(p.right) == 0 {
 		return figures
 	}
-	return append(figures,
+	figures = append(figures,
 		Figure{"loop: requests", of(p.right, speed), "/s"},
 		Figure{"loop: CPU of a request", of(p.right, cpu), "µs"},
 		Figure{"loop: the NATS server's CPU of a request", of(p.right, server), "µs"},
+	)
+	figures = append(figures, cost("loop", p.right, func(d drained) usage { return d.now.worker })...)
+	return append(figures,
 		Figure{"bridge : loop, requests/s", p.ratio(speed), ""},
 		Figure{"bridge : loop, CPU", p.ratio(cpu), ""},
 		Figure{"bridge : loop, CPU with the NATS server's", p.ratio(func(d drained) float64 { return d.workerCPU + d.serverCPU }), ""},
@@ -109,7 +114,6 @@ func (r *run) drainOnce(ctx context.Context, n, bytes int, stream string, args .
 	return drained{
 		perSecond: float64(n) / took.Seconds(),
 		workerCPU: now.worker.cpu * perRequest, serverCPU: (now.server.cpu - serverBefore.cpu) * perRequest,
-		workerPeak: now.worker.peak, serverPeak: now.server.peak,
-		rate: rate,
+		rate: rate, now: now,
 	}, nil
 }

@@ -70,11 +70,13 @@ const longPolls = 500
 type timed struct {
 	delays             []float64
 	polls, pollsAtOnce float64 // polls: of a request
+	now                spent   // at the end
 }
 
 func (t timed) p50() float64             { return quantile(t.delays, 0.5) }
 func (t timed) p99() float64             { return quantile(t.delays, 0.99) }
 func (t timed) pollsOfARequest() float64 { return t.polls }
+func (t timed) spent() spent             { return t.now }
 
 // latency tells how long a result travels from the upstream's send to a live subscriber, while the upstream holds as
 // many polls as it gets; with Baseline by a hand-written loop too, turn by turn.
@@ -97,10 +99,14 @@ func latency(ctx context.Context, r *run, n int) ([]Result, error) {
 		{"upstream's send to a subscriber, p99", 1e3 * of(p.left, timed.p99), "ms"},
 		{"polls of a request", of(p.left, timed.pollsOfARequest), ""},
 	}
+	figures = append(figures, costs("bridge", p.left, timed.spent)...)
 	if len(p.right) > 0 {
 		figures = append(figures,
 			Figure{"loop: upstream's send to a subscriber, p50", 1e3 * of(p.right, timed.p50), "ms"},
 			Figure{"loop: upstream's send to a subscriber, p99", 1e3 * of(p.right, timed.p99), "ms"},
+		)
+		figures = append(figures, cost("loop", p.right, func(t timed) usage { return t.now.worker })...)
+		figures = append(figures,
 			Figure{"bridge : loop, p50", p.ratio(timed.p50), ""},
 			Figure{"bridge : loop, p99", p.ratio(timed.p99), ""},
 		)
@@ -124,7 +130,8 @@ func (r *run) latencyOnce(ctx context.Context, n int, stream, subjects string, a
 		return t, err
 	}
 	defer h.nc.Close()
-	if _, err = s.start(ctx, append(args, "--nats", s.natsURL, "--upstream", s.url)...); err != nil {
+	worker, err := s.start(ctx, append(args, "--nats", s.natsURL, "--upstream", s.url)...)
+	if err != nil {
 		return t, err
 	}
 	if err := s.submit(ctx, n, 0); err != nil {
@@ -137,14 +144,16 @@ func (r *run) latencyOnce(ctx context.Context, n int, stream, subjects string, a
 	if err := s.awaitResults(ctx, 0, stream, n); err != nil {
 		return t, err
 	}
+	if t.now, err = s.spent(worker); err != nil { // before the upstream writes down each id
+		return t, err
+	}
 	stats, err := s.obeyed(true)
 	if err != nil {
 		return t, err
 	}
-	return timed{
-		delays: h.delays(stats, func(id sim.IDStats) time.Time { return id.Delivered }),
-		polls:  float64(stats.Polls) / float64(n), pollsAtOnce: float64(stats.MaxPollsNow),
-	}, nil
+	t.delays = h.delays(stats, func(id sim.IDStats) time.Time { return id.Delivered })
+	t.polls, t.pollsAtOnce = float64(stats.Polls)/float64(n), float64(stats.MaxPollsNow)
+	return t, nil
 }
 
 // outage has requests wait while the upstream answers 503 to everything, and then carries no more than a tenth of them
@@ -171,6 +180,10 @@ func outage(ctx context.Context, r *run, n int) ([]Result, error) {
 	if err := s.awaitResults(ctx, after+r.Duration+time.Minute, s.names.ResultsStream(), n); err != nil {
 		return nil, err
 	}
+	now, err := s.spent(b.process)
+	if err != nil {
+		return nil, err
+	}
 	stats, err := s.obeyed(false)
 	if err != nil {
 		return nil, err
@@ -195,7 +208,7 @@ func outage(ctx context.Context, r *run, n int) ([]Result, error) {
 	r.report.charts = append(r.report.charts, c)
 	finding := min(5*time.Second, r.Duration/2)
 	ideal := float64(n) / float64(rate)
-	return []Result{{Requests: n, Case: fmt.Sprintf("503 for %v, then %d polls/s", r.Duration, rate), Figures: []Figure{
+	figures := []Figure{
 		{"polls while the upstream is down, on average", within(polls, after, up) / r.Duration.Seconds(), "/s"},
 		{fmt.Sprintf("polls of the first %v, that find it out", finding), within(polls, after, after+finding), ""},
 		{"polls from then on, until it is up", within(polls, after+finding, up) / (r.Duration - finding).Seconds(), "/s"},
@@ -203,7 +216,9 @@ func outage(ctx context.Context, r *run, n int) ([]Result, error) {
 		{"99 % answered after", (answered - up).Seconds(), "s"},
 		{"that is, of requests ÷ the upstream's rate", (answered - up).Seconds() / ideal, ""},
 		{hints, float64(stats.EarlyPolls), ""},
-	}}}, nil
+	}
+	figures = append(figures, costs("bridge", []spent{now}, func(s spent) spent { return s })...)
+	return []Result{{Requests: n, Case: fmt.Sprintf("503 for %v, then %d polls/s", r.Duration, rate), Figures: figures}}, nil
 }
 
 // mixed has jobs of exponentially distributed lengths, some of them paused and some failing, for a bridge whose
@@ -242,12 +257,12 @@ type cadenced struct {
 
 // cadenceFigures are medians.
 func cadenceFigures(turns []cadenced) []Figure {
-	return []Figure{
+	return append([]Figure{
 		{"polls of a request", of(turns, cadenced.pollsOfARequest), ""},
 		{"job done to a subscriber, p50", 1e3 * of(turns, cadenced.p50), "ms"},
 		{"job done to a subscriber, p99", 1e3 * of(turns, cadenced.p99), "ms"},
 		{hints, of(turns, func(c cadenced) float64 { return float64(c.early) }), ""},
-	}
+	}, costs("bridge", turns, cadenced.spent)...)
 }
 
 func (r *run) mixedOnce(ctx context.Context, n int, mean time.Duration, cadence string) (c cadenced, err error) {
@@ -261,7 +276,8 @@ func (r *run) mixedOnce(ctx context.Context, n int, mean time.Duration, cadence 
 		return c, err
 	}
 	defer h.nc.Close()
-	if _, err = s.serve(ctx, "--cadence", cadence, "--server-failure-polls", "0"); err != nil {
+	b, err := s.serve(ctx, "--cadence", cadence, "--server-failure-polls", "0")
+	if err != nil {
 		return c, err
 	}
 	begin := time.Since(s.begin)
@@ -273,6 +289,9 @@ func (r *run) mixedOnce(ctx context.Context, n int, mean time.Duration, cadence 
 		return c, err
 	}
 	if err := s.awaitResults(ctx, 0, s.names.ResultsStream(), n); err != nil {
+		return c, err
+	}
+	if c.now, err = s.spent(b.process); err != nil {
 		return c, err
 	}
 	stats, err := s.obeyed(true)

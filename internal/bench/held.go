@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -45,6 +46,7 @@ func (h holding) workerCPU() float64 {
 func (h holding) serverCPU() float64 {
 	return (h.later.server.cpu - h.taken.server.cpu) / h.over.Seconds()
 }
+func (h holding) spent() spent { return h.later }
 
 // waiting has one bridge hold requests that wait for their next poll, and tells what that costs; with Baseline a
 // hand-written loop too, turn by turn.
@@ -76,13 +78,17 @@ func waitingFigures(p pairs[holding], n float64) []Figure {
 		{"NATS server: CPU of a request that is submitted and taken", of(p.left, func(h holding) float64 { return h.taken.server.cpu - h.start.server.cpu }) * 1e6 / n, "µs"},
 		{hints, of(p.left, func(h holding) float64 { return float64(h.early) }), ""},
 	}
+	figures = append(figures, costs("bridge", p.left, holding.spent)...)
 	if len(p.right) == 0 {
 		return figures
 	}
-	return append(figures,
+	figures = append(figures,
 		Figure{"loop: resident memory of a request", of(p.right, holding.resident) / n, "B"},
 		Figure{"loop: CPU while they wait", 100 * of(p.right, holding.workerCPU), "% of a core"},
 		Figure{"loop: the NATS server's CPU while they wait", 100 * of(p.right, holding.serverCPU), "% of a core"},
+	)
+	figures = append(figures, cost("loop", p.right, func(h holding) usage { return h.later.worker })...)
+	return append(figures,
 		Figure{"bridge : loop, resident memory of a request", p.ratio(holding.resident), ""},
 		Figure{"bridge : loop, CPU while they wait", p.ratio(holding.workerCPU), ""},
 		Figure{"bridge : loop, the NATS server's CPU while they wait", p.ratio(holding.serverCPU), ""},
@@ -185,50 +191,62 @@ func restart(ctx context.Context, r *run, n int) ([]Result, error) {
 		signal os.Signal
 	}{{"SIGKILL", os.Kill}, {"SIGTERM", syscall.SIGTERM}} {
 		r.progress.begin("restart: %s, AckWait %v", how.name, ackWait)
-		took, again, err := r.restartOnce(ctx, n, ackWait, how.signal)
+		one, err := r.restartOnce(ctx, n, ackWait, how.signal)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", how.name, err)
 		}
-		c.add(how.name, again)
-		all = append(all, Result{Requests: n, Case: how.name, Figures: []Figure{
-			{"every request is polled again after", took.Seconds(), "s"},
-			{"that is, of AckWait", took.Seconds() / ackWait.Seconds(), ""},
-		}})
+		c.add(how.name, one.again)
+		turns := []restarted{one}
+		all = append(all, Result{Requests: n, Case: how.name, Figures: slices.Concat([]Figure{
+			{"every request is polled again after", one.took.Seconds(), "s"},
+			{"that is, of AckWait", one.took.Seconds() / ackWait.Seconds(), ""},
+		}, cost("first bridge", turns, func(r restarted) usage { return r.first }), costs("second bridge", turns, func(r restarted) spent { return r.now }))})
 	}
 	r.report.charts = append(r.report.charts, c)
 	return all, nil
 }
 
-func (r *run) restartOnce(ctx context.Context, n int, ackWait time.Duration, signal os.Signal) (took time.Duration, again []float64, err error) {
+// restarted is how a bridge took another's place.
+type restarted struct {
+	took  time.Duration
+	again []float64 // requests polled again
+	first usage     // of the other one, until its signal
+	now   spent
+}
+
+func (r *run) restartOnce(ctx context.Context, n int, ackWait time.Duration, signal os.Signal) (one restarted, err error) {
 	s, err := r.newSite(ctx, fmt.Sprintf(pending, r.Seed), publish.Options{AckWait: &ackWait, MaxAckPending: &n})
 	if err != nil {
-		return 0, nil, err
+		return one, err
 	}
 	defer s.close()
 	args := append([]string{"--max-requests", fmt.Sprint(n)}, once...)
 	first, err := s.serve(ctx, args...)
 	if err != nil {
-		return 0, nil, err
+		return one, err
 	}
 	if err := s.hold(ctx, n, first.metric(pendings)); err != nil {
-		return 0, nil, err
+		return one, err
 	}
 	before, err := s.stats(true)
 	if err == nil && polledSince(n, nil, before.IDs) < n {
 		err = fmt.Errorf("%d requests of %d were polled before the signal", polledSince(n, nil, before.IDs), n)
 	}
 	if err != nil {
-		return 0, nil, err
+		return one, err
+	}
+	if one.first, err = first.usage(); err != nil {
+		return one, err
 	}
 	begin := time.Since(s.begin)
 	if err := first.cmd.Process.Signal(signal); err != nil {
-		return 0, nil, err
+		return one, err
 	}
 	s.forget(first.process)
 	defer first.end(os.Kill)
 	second, err := s.serve(ctx, args...)
 	if err != nil {
-		return 0, nil, err
+		return one, err
 	}
 	sampling := s.sample(ctx, sampleEvery, second)
 	polled := second.metric(pendings)
@@ -237,20 +255,24 @@ func (r *run) restartOnce(ctx context.Context, n int, ackWait time.Duration, sig
 		if err != nil || polls < n {
 			return polls, err
 		}
-		took = time.Since(s.begin) - begin // to look at each id takes a while
+		one.took = time.Since(s.begin) - begin // to look at each id takes a while
 		after, err := s.stats(true)
 		return polledSince(n, before.IDs, after.IDs), err
 	}); err != nil {
-		return 0, nil, err
+		return one, err
 	}
 	stats, err := s.obeyed(false)
 	if err == nil && stats.MaxPollsNowOfAnID > 1 {
 		err = fmt.Errorf("a request was polled by %d at once", stats.MaxPollsNowOfAnID)
 	}
 	if err != nil {
-		return 0, nil, err
+		return one, err
 	}
-	return took, curve(sampling.stop(0), begin, func(s sample) float64 { return s.metrics[pendings] }), nil
+	if one.now, err = s.spent(second.process); err != nil {
+		return one, err
+	}
+	one.again = curve(sampling.stop(0), begin, func(s sample) float64 { return s.metrics[pendings] })
+	return one, nil
 }
 
 // polledSince counts the ids, of n requests, that were polled in between: two polls of one do not stand for those of another.

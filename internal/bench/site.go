@@ -133,13 +133,17 @@ func (s *site) forget(p *process) {
 	}
 }
 
-// spent is what a worker and the NATS server have taken so far.
-type spent struct{ worker, server usage }
+// spent is what a worker, the NATS server and the upstream have taken so far.
+type spent struct{ worker, server, upstream usage }
 
 func (s *site) spent(worker *process) (now spent, err error) {
-	if now.worker, err = worker.usage(); err == nil {
-		now.server, err = s.nats.usage()
+	if now.worker, err = worker.usage(); err != nil {
+		return now, err
 	}
+	if now.server, err = s.nats.usage(); err != nil {
+		return now, err
+	}
+	now.upstream, err = s.upstream.usage()
 	return now, err
 }
 
