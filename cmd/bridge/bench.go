@@ -20,7 +20,7 @@ type benchCmd struct {
 	Requests  int           `name:"requests" placeholder:"N" help:"Requests in each scenario; not given: what each has by itself, 1,000 to 100,000."`
 	Duration  time.Duration `name:"duration" default:"1m" help:"How long requests are held (waiting), the upstream is down (outage) and submissions take (mixed)."`
 	Baseline  bool          `name:"baseline" help:"Measure a hand-written loop too, in drain, waiting and latency, turn by turn with the bridge."`
-	Pairs     int           `name:"pairs" default:"3" help:"Turns of bridge and loop in drain and latency; figures are medians."`
+	Pairs     int           `name:"pairs" default:"3" help:"Turns of each side in watchers and mixed, and with --baseline in drain, waiting and latency; figures are medians. Else there is one turn."`
 	JSON      bool          `name:"json" help:"Print the figures as JSON."`
 	Plot      string        `name:"plot" placeholder:"DIR" help:"Write a chart of each scenario into this directory, as SVG."`
 	Profile   string        `name:"profile" placeholder:"DIR" help:"Write CPU profiles of bridge, loop and NATS server while they drain into this directory, for go tool pprof."`
@@ -40,7 +40,7 @@ func (c *benchCmd) Help() string {
 		"restart: the bridge is killed, or told to stop, and replaced.\n\n" +
 		"streams: fenced publishes on streams that hold ten records and 20 KB of each request, before and after the server is started again. " +
 		"A million requests are ten million records and take 25 GB of disk.\n\n" +
-		"It fails when a request got lost, and leaves nothing behind."
+		"It fails when a request got lost or was polled before a wait that the upstream asked for was over, and leaves nothing behind."
 }
 
 func (c *benchCmd) setGiven(g given) { c.given = g }
@@ -60,12 +60,24 @@ func (c *benchCmd) validate() error {
 		errs = append(errs, c.given.errorf("duration", "%v is too short to measure anything; give 1s or more", c.Duration))
 	}
 	if c.Pairs < 1 {
-		errs = append(errs, c.given.errorf("pairs", "%d is no number of turns; give 1 or more, with --baseline", c.Pairs))
+		errs = append(errs, c.given.errorf("pairs", "%d is no number of turns; give 1 or more", c.Pairs))
 	}
-	if c.given.has("pairs") && !c.Baseline {
-		errs = append(errs, c.given.errorf("pairs", "does nothing without --baseline; give both"))
+	asked := strings.Join(c.Scenarios, ", ")
+	baselines, paired := bench.Baselines(), bench.Paired()
+	switch {
+	case c.Baseline && !c.plays(baselines):
+		errs = append(errs, c.given.errorf("baseline", "there is no loop beside %s; leave it out, or name one of %s", asked, strings.Join(baselines, ", ")))
+	case c.given.has("pairs") && !c.plays(paired) && !c.plays(baselines):
+		errs = append(errs, c.given.errorf("pairs", "%s has one turn; leave it out, or name one of %s", asked, strings.Join(append(paired, baselines...), ", ")))
+	case c.given.has("pairs") && !c.plays(paired) && !c.Baseline:
+		errs = append(errs, c.given.errorf("pairs", "does nothing in %s without --baseline; give both", asked))
 	}
 	return errors.Join(errs...)
+}
+
+// plays says whether any of some scenarios is asked for.
+func (c *benchCmd) plays(any []string) bool {
+	return len(c.Scenarios) == 0 || slices.ContainsFunc(c.Scenarios, func(name string) bool { return slices.Contains(any, name) })
 }
 
 func (c *benchCmd) Run(ctx context.Context, io stdio) error {

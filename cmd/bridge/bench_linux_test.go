@@ -38,10 +38,10 @@ func TestEachBenchmarkGivesItsFigures(t *testing.T) {
 			tmp, plots := t.TempDir(), t.TempDir()
 			args := []string{"bench", scenario, "--requests", "50", "--json", "--plot", plots, "--duration", "1s"}
 			switch scenario {
-			case "waiting":
-				args = append(args, "--baseline")
-			case "latency":
+			case "waiting", "latency":
 				args = append(args, "--baseline", "--pairs", "1")
+			case "watchers", "mixed":
+				args = append(args, "--pairs", "1")
 			case "outage":
 				args[len(args)-1] = "6s" // waits have doubled to some seconds when it begins
 			case "drain":
@@ -61,6 +61,23 @@ func TestEachBenchmarkGivesItsFigures(t *testing.T) {
 				figures := map[string]float64{}
 				for _, f := range result.Figures {
 					figures[f.Name] = f.Value
+				}
+				if slices.Contains([]string{"waiting", "outage", "mixed"}, scenario) {
+					require.Contains(t, figures, "polls before a hint ran out")
+					require.Zero(t, figures["polls before a hint ran out"])
+				}
+				processes := []string{"bridge", "NATS server", "upstream"}
+				switch scenario {
+				case "watchers":
+					processes = append(processes, "upstream of 10 programs")
+				case "restart":
+					processes = []string{"first bridge", "second bridge", "NATS server", "upstream"}
+				case "streams":
+					processes = []string{"NATS server"}
+				}
+				for _, process := range processes {
+					require.Contains(t, figures, process+": CPU time") // which may be less than can be told
+					require.Greater(t, figures[process+": peak memory"], 1., process)
 				}
 				for _, name := range want[result.Case] {
 					require.Contains(t, figures, name)
@@ -140,11 +157,13 @@ func TestABenchmarkSaysWhatIsWrongWithItsFlags(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	for want, args := range map[string][]string{
 		`there is no scenario "drian"; give some of drain, waiting, latency, outage, watchers, mixed, restart, streams, or none for all`: {"drian"},
-		"--requests: 5 is not between 10 and 1000000":                                    {"--requests", "5"},
-		"--duration: 10ms is too short to measure anything; give 1s or more":             {"--duration", "10ms"},
-		"--pairs: 0 is no number of turns; give 1 or more":                               {"--baseline", "--pairs", "0"},
-		"--pairs: does nothing without --baseline; give both":                            {"--pairs", "5"},
-		"--plot: mkdir " + file + ": not a directory; name a directory that can be made": {"--plot", filepath.Join(file, "x")},
+		"--requests: 5 is not between 10 and 1000000":                                                             {"--requests", "5"},
+		"--duration: 10ms is too short to measure anything; give 1s or more":                                      {"--duration", "10ms"},
+		"--pairs: 0 is no number of turns; give 1 or more":                                                        {"--baseline", "--pairs", "0"},
+		"--pairs: does nothing in drain, outage without --baseline; give both":                                    {"drain", "outage", "--pairs", "5"},
+		"--pairs: restart has one turn; leave it out, or name one of watchers, mixed, drain, waiting, latency":    {"restart", "--pairs", "2"},
+		"--baseline: there is no loop beside outage, mixed; leave it out, or name one of drain, waiting, latency": {"outage", "mixed", "--baseline"},
+		"--plot: mkdir " + file + ": not a directory; name a directory that can be made":                          {"--plot", filepath.Join(file, "x")},
 	} {
 		var stderr bytes.Buffer
 		err := run(t.Context(), append([]string{"bench"}, args...), nil, &stderr, &stderr)

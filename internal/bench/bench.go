@@ -21,8 +21,8 @@ type Config struct {
 	Command  func(ctx context.Context, args ...string) (*exec.Cmd, error) // this program, to run with other arguments
 	Requests int                                                          // in each scenario; 0: as many as it has by itself
 	Duration time.Duration                                                // how long requests are held, an outage lasts, submissions take
-	Pairs    int                                                          // turns of bridge and loop, with Baseline
-	Baseline bool                                                         // measure a hand-written loop too
+	Pairs    int                                                          // turns of each side, where two are compared
+	Baseline bool                                                         // measure a hand-written loop too, where there is one
 	Profile  string                                                       // directory for CPU profiles; empty: none
 	Seed     uint64                                                       // of the upstream's jobs and results
 	Talk     io.Writer                                                    // what is going on
@@ -57,20 +57,26 @@ type Figure struct {
 
 // scenario measures one thing; n is how many requests it takes by itself.
 type scenario struct {
-	name string
-	n    int
-	play func(ctx context.Context, r *run, n int) ([]Result, error)
+	name   string
+	n      int
+	beside string // what is measured turn by turn with the bridge; empty: nothing
+	play   func(ctx context.Context, r *run, n int) ([]Result, error)
 }
 
+const (
+	theLoop = "the hand-written loop" // with Baseline only
+	another = "another way to poll"
+)
+
 var scenarios = []scenario{
-	{"drain", 50_000, drain},
-	{"waiting", 100_000, waiting},
-	{"latency", 10_000, latency},
-	{"outage", 20_000, outage},
-	{"watchers", 1_000, watchers},
-	{"mixed", 5_000, mixed},
-	{"restart", 50_000, restart},
-	{"streams", 20_000, streams},
+	{"drain", 50_000, theLoop, drain},
+	{"waiting", 100_000, theLoop, waiting},
+	{"latency", 10_000, theLoop, latency},
+	{"outage", 20_000, "", outage},
+	{"watchers", 1_000, another, watchers},
+	{"mixed", 5_000, another, mixed},
+	{"restart", 50_000, "", restart},
+	{"streams", 20_000, "", streams},
 }
 
 // Scenarios are the names that there are, in the order in which they are played.
@@ -78,6 +84,21 @@ func Scenarios() []string {
 	var names []string
 	for _, s := range scenarios {
 		names = append(names, s.name)
+	}
+	return names
+}
+
+// Baselines are the names of the scenarios that have the hand-written loop for a baseline.
+func Baselines() []string { return thoseBeside(theLoop) }
+
+// Paired are the names of the scenarios that compare two sides, with a baseline or without.
+func Paired() []string { return thoseBeside(another) }
+
+func thoseBeside(what string) (names []string) {
+	for _, s := range scenarios {
+		if s.beside == what {
+			names = append(names, s.name)
+		}
 	}
 	return names
 }
@@ -90,8 +111,8 @@ type run struct {
 	profileAs string // what names of profiles begin with; empty: none are written
 }
 
-// Run plays the scenarios of these names, all of them when none is given. It fails when a request got lost or a
-// process died, and leaves no process and no file behind.
+// Run plays the scenarios of these names, all of them when none is given. It fails when a request got lost or was polled
+// too early, or a process died, and leaves no process and no file behind.
 func Run(ctx context.Context, cfg Config, names []string) (*Report, error) {
 	if _, err := usageOfThisProcess(); err != nil {
 		return nil, err

@@ -69,7 +69,60 @@ func TestRatiosAreMediansOfPairs(t *testing.T) {
 	require.Equal(t, 100., values["loop: requests"])
 	require.Equal(t, 2., values["bridge : loop, requests/s"], "of 0.5, 2 and 4")
 	require.Equal(t, 2., values["bridge : loop, CPU"], "of 0.5, 2 and 3")
-	require.Len(t, drainFigures(pairs[drained]{bridges, nil}), 5, "without a loop")
+	require.Len(t, drainFigures(pairs[drained]{bridges, nil}), 9, "without a loop")
+}
+
+func TestWhatWaitsIsMediansOfPairs(t *testing.T) {
+	held := func(resident, cpu, took float64) holding { // of two requests, for ten seconds
+		return holding{
+			taking: time.Duration(took * float64(time.Second)), over: 10 * time.Second,
+			start: spent{worker: usage{resident: 100}}, later: spent{worker: usage{cpu: cpu, resident: 100 + resident}},
+		}
+	}
+	values := map[string]float64{}
+	for _, f := range waitingFigures(pairs[holding]{
+		[]holding{held(10, 1, 1), held(40, 2, 4), held(20, 4, 2)}, []holding{held(20, 1, 1), held(10, 1, 1), held(10, 1, 1)},
+	}, 2) {
+		values[f.Name] = f.Value
+	}
+	require.Equal(t, 10., values["resident memory of a request"], "of 5, 20 and 10")
+	require.Equal(t, 20., values["bridge: CPU while they wait"])
+	require.Equal(t, 1., values["submitted, taken and polled once"])
+	require.Equal(t, 5., values["loop: resident memory of a request"])
+	require.Equal(t, 2., values["bridge : loop, resident memory of a request"], "of 0.5, 4 and 2")
+	require.Equal(t, 2., values["bridge : loop, CPU while they wait"], "of 1, 2 and 4")
+}
+
+func TestCostsAreMediansOfEachProcess(t *testing.T) {
+	turns := []spent{
+		{usage{cpu: 1, peak: 3e6}, usage{cpu: 4, peak: 40e6}, usage{cpu: 7, peak: 10e6}},
+		{usage{cpu: 2, peak: 1e6}, usage{cpu: 6, peak: 60e6}, usage{cpu: 9, peak: 30e6}},
+		{usage{cpu: 3, peak: 2e6}, usage{cpu: 5, peak: 50e6}, usage{cpu: 8, peak: 20e6}},
+	}
+	require.Equal(t, []Figure{
+		{"loop: CPU time", 2, "s"}, {"loop: peak memory", 2, "MB"},
+		{"NATS server: CPU time", 5, "s"}, {"NATS server: peak memory", 50, "MB"},
+		{"upstream: CPU time", 8, "s"}, {"upstream: peak memory", 20, "MB"},
+	}, costs("loop", turns, func(s spent) spent { return s }))
+}
+
+func TestTwoSidesTakeTurnsAtGoingFirst(t *testing.T) {
+	var out strings.Builder
+	r := &run{Config: Config{Pairs: 3}, progress: &progress{out: &out}}
+	n := 0.
+	next := func() (float64, error) { n++; return n, nil }
+	p, err := pair(r, "mixed", side[float64]{"one", next}, side[float64]{"other", next})
+	require.NoError(t, err)
+	require.Equal(t, pairs[float64]{[]float64{1, 4, 5}, []float64{2, 3, 6}}, p)
+	require.InDelta(t, 5./6, p.ratio(func(v float64) float64 { return v }), 1e-9, "of 1/2, 4/3 and 5/6")
+	require.Equal(t, "mixed: one, 1 of 3\nmixed: other, 1 of 3\nmixed: other, 2 of 3\nmixed: one, 2 of 3\nmixed: one, 3 of 3\nmixed: other, 3 of 3\n", out.String())
+
+	p, err = besideLoop(r, "drain", next, next)
+	require.NoError(t, err)
+	require.Equal(t, pairs[float64]{left: []float64{7}}, p, "there is no baseline")
+	r.Baseline = true
+	_, err = besideLoop(r, "drain", next, func() (float64, error) { return 0, errors.New("broken") })
+	require.EqualError(t, err, "the loop: broken")
 }
 
 func TestRatiosToNothingAreNoFigures(t *testing.T) {
@@ -79,7 +132,7 @@ func TestRatiosToNothingAreNoFigures(t *testing.T) {
 	require.NoError(t, r.Print(io.Discard, true))
 	for _, result := range r.Scenarios {
 		require.Equal(t, "drain", result.Scenario)
-		require.Len(t, result.Figures, 9, "all but two")
+		require.Len(t, result.Figures, 15, "all but two")
 	}
 }
 
@@ -105,6 +158,25 @@ func TestTheMixedScriptIsExponential(t *testing.T) {
 	require.InDelta(t, 6.93, median.Seconds(), 0.25, "ln 2 of the mean")
 	require.Equal(t, n/5, paused)
 	require.Equal(t, n/10, failing)
+}
+
+func TestARequestPolledTwiceHidesNoneThatWasNot(t *testing.T) {
+	seen := func(polls ...int) map[string]sim.IDStats {
+		all := map[string]sim.IDStats{"of nobody here": {Polls: 9}}
+		for i, id := range ids(len(polls)) {
+			all[id] = sim.IDStats{Polls: polls[i]}
+		}
+		return all
+	}
+	require.Equal(t, 3, polledSince(3, nil, seen(1, 1, 2)))
+	require.Equal(t, 2, polledSince(3, nil, seen(1, 2)), "one was never seen")
+	require.Equal(t, 3, polledSince(3, seen(1, 1, 2), seen(2, 2, 3)))
+	require.Equal(t, 2, polledSince(3, seen(1, 1, 2), seen(2, 3, 2)), "three polls of two")
+}
+
+func TestAPollBeforeAHintRanOutFailsAScenario(t *testing.T) {
+	require.NoError(t, early(sim.Stats{Polls: 7}))
+	require.ErrorContains(t, early(sim.Stats{Polls: 7, EarlyPolls: 2}), "2 of 7 polls came before a hint of the upstream had run out")
 }
 
 func TestWaitingEndsByItselfByAnErrorOrByTime(t *testing.T) {

@@ -12,11 +12,14 @@ import (
 // duplicates is the duplicate window of the loop's stream, as long as the bridge's.
 const duplicates = 10 * time.Second
 
-// drained is how a program emptied a full work stream: requests/s, CPU in µs a request, memory in bytes.
+// drained is how a program emptied a full work stream: requests/s, CPU in µs a request.
 type drained struct {
-	perSecond, workerCPU, serverCPU, workerPeak, serverPeak float64
-	rate                                                    []float64
+	perSecond, workerCPU, serverCPU float64
+	rate                            []float64
+	now                             spent // at the end
 }
+
+func (d drained) spent() spent { return d.now }
 
 // drain empties a work stream through a bridge, with every promise on, whose upstream answers at once; with Baseline
 // through a hand-written loop too, turn by turn.
@@ -27,15 +30,15 @@ func drain(ctx context.Context, r *run, n int) ([]Result, error) {
 		name  string
 		bytes int
 	}{{"200 B results", 200}, {"20 KB results", 20_000}} {
-		p, err := pair(r, r.Pairs, "drain, "+size.name, func() (drained, error) {
+		p, err := besideLoop(r, "drain, "+size.name, func() (drained, error) {
 			return r.drainOnce(ctx, n, size.bytes, "TINKER_RESULTS", "serve", "--http", "none")
 		}, func() (drained, error) { return r.drainOnce(ctx, n, size.bytes, loopStream.Name, "bench-loop") })
 		if err != nil {
 			return nil, err
 		}
-		c.add("bridge, "+size.name, p.bridges[0].rate)
+		c.add("bridge, "+size.name, p.left[0].rate)
 		if r.Baseline {
-			c.add("loop, "+size.name, p.loops[0].rate)
+			c.add("loop, "+size.name, p.right[0].rate)
 		}
 		all = append(all, Result{Requests: n, Case: size.name, Figures: drainFigures(p)})
 	}
@@ -49,19 +52,21 @@ func drainFigures(p pairs[drained]) []Figure {
 	cpu := func(d drained) float64 { return d.workerCPU }
 	server := func(d drained) float64 { return d.serverCPU }
 	figures := []Figure{
-		{"bridge: requests", of(p.bridges, speed), "/s"},
-		{"bridge: CPU of a request", of(p.bridges, cpu), "µs"},
-		{"bridge: the NATS server's CPU of a request", of(p.bridges, server), "µs"},
-		{"bridge: peak memory", of(p.bridges, func(d drained) float64 { return d.workerPeak }) / mb, "MB"},
-		{"bridge: the NATS server's peak memory", of(p.bridges, func(d drained) float64 { return d.serverPeak }) / mb, "MB"},
+		{"bridge: requests", of(p.left, speed), "/s"},
+		{"bridge: CPU of a request", of(p.left, cpu), "µs"},
+		{"bridge: the NATS server's CPU of a request", of(p.left, server), "µs"},
 	}
-	if len(p.loops) == 0 {
+	figures = append(figures, costs("bridge", p.left, drained.spent)...)
+	if len(p.right) == 0 {
 		return figures
 	}
+	figures = append(figures,
+		Figure{"loop: requests", of(p.right, speed), "/s"},
+		Figure{"loop: CPU of a request", of(p.right, cpu), "µs"},
+		Figure{"loop: the NATS server's CPU of a request", of(p.right, server), "µs"},
+	)
+	figures = append(figures, cost("loop", p.right, func(d drained) usage { return d.now.worker })...)
 	return append(figures,
-		Figure{"loop: requests", of(p.loops, speed), "/s"},
-		Figure{"loop: CPU of a request", of(p.loops, cpu), "µs"},
-		Figure{"loop: the NATS server's CPU of a request", of(p.loops, server), "µs"},
 		Figure{"bridge : loop, requests/s", p.ratio(speed), ""},
 		Figure{"bridge : loop, CPU", p.ratio(cpu), ""},
 		Figure{"bridge : loop, CPU with the NATS server's", p.ratio(func(d drained) float64 { return d.workerCPU + d.serverCPU }), ""},
@@ -109,7 +114,6 @@ func (r *run) drainOnce(ctx context.Context, n, bytes int, stream string, args .
 	return drained{
 		perSecond: float64(n) / took.Seconds(),
 		workerCPU: now.worker.cpu * perRequest, serverCPU: (now.server.cpu - serverBefore.cpu) * perRequest,
-		workerPeak: now.worker.peak, serverPeak: now.server.peak,
-		rate: rate,
+		rate: rate, now: now,
 	}, nil
 }

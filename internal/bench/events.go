@@ -70,16 +70,19 @@ const longPolls = 500
 type timed struct {
 	delays             []float64
 	polls, pollsAtOnce float64 // polls: of a request
+	now                spent   // at the end
 }
 
-func (t timed) p50() float64 { return quantile(t.delays, 0.5) }
-func (t timed) p99() float64 { return quantile(t.delays, 0.99) }
+func (t timed) p50() float64             { return quantile(t.delays, 0.5) }
+func (t timed) p99() float64             { return quantile(t.delays, 0.99) }
+func (t timed) pollsOfARequest() float64 { return t.polls }
+func (t timed) spent() spent             { return t.now }
 
 // latency tells how long a result travels from the upstream's send to a live subscriber, while the upstream holds as
 // many polls as it gets; with Baseline by a hand-written loop too, turn by turn.
 func latency(ctx context.Context, r *run, n int) ([]Result, error) {
 	most := []string{"--max-polls", fmt.Sprint(longPolls)}
-	p, err := pair(r, r.Pairs, fmt.Sprintf("latency: %s requests, %d long polls at a time", count(n), longPolls), func() (timed, error) {
+	p, err := besideLoop(r, fmt.Sprintf("latency: %s requests, %d long polls at a time", count(n), longPolls), func() (timed, error) {
 		return r.latencyOnce(ctx, n, "TINKER_RESULTS", "tinker.result.*", append([]string{"serve", "--http", "none"}, most...)...)
 	}, func() (timed, error) {
 		return r.latencyOnce(ctx, n, loopStream.Name, loopResults+"*", append([]string{"bench-loop"}, most...)...)
@@ -87,19 +90,23 @@ func latency(ctx context.Context, r *run, n int) ([]Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	name := fmt.Sprintf("%.0f long polls", p.bridges[0].pollsAtOnce)
+	name := fmt.Sprintf("%.0f long polls", p.left[0].pollsAtOnce)
 	c := chart{file: "latency", title: "From the upstream's send to a live subscriber, " + name, x: "milliseconds", y: "% of results", bars: true}
-	c.histogram(p.bridges[0].delays)
+	c.histogram(p.left[0].delays)
 	r.report.charts = append(r.report.charts, c)
 	figures := []Figure{
-		{"upstream's send to a subscriber, p50", 1e3 * of(p.bridges, timed.p50), "ms"},
-		{"upstream's send to a subscriber, p99", 1e3 * of(p.bridges, timed.p99), "ms"},
-		{"polls of a request", of(p.bridges, func(t timed) float64 { return t.polls }), ""},
+		{"upstream's send to a subscriber, p50", 1e3 * of(p.left, timed.p50), "ms"},
+		{"upstream's send to a subscriber, p99", 1e3 * of(p.left, timed.p99), "ms"},
+		{"polls of a request", of(p.left, timed.pollsOfARequest), ""},
 	}
-	if len(p.loops) > 0 {
+	figures = append(figures, costs("bridge", p.left, timed.spent)...)
+	if len(p.right) > 0 {
 		figures = append(figures,
-			Figure{"loop: upstream's send to a subscriber, p50", 1e3 * of(p.loops, timed.p50), "ms"},
-			Figure{"loop: upstream's send to a subscriber, p99", 1e3 * of(p.loops, timed.p99), "ms"},
+			Figure{"loop: upstream's send to a subscriber, p50", 1e3 * of(p.right, timed.p50), "ms"},
+			Figure{"loop: upstream's send to a subscriber, p99", 1e3 * of(p.right, timed.p99), "ms"},
+		)
+		figures = append(figures, cost("loop", p.right, func(t timed) usage { return t.now.worker })...)
+		figures = append(figures,
 			Figure{"bridge : loop, p50", p.ratio(timed.p50), ""},
 			Figure{"bridge : loop, p99", p.ratio(timed.p99), ""},
 		)
@@ -123,7 +130,8 @@ func (r *run) latencyOnce(ctx context.Context, n int, stream, subjects string, a
 		return t, err
 	}
 	defer h.nc.Close()
-	if _, err = s.start(ctx, append(args, "--nats", s.natsURL, "--upstream", s.url)...); err != nil {
+	worker, err := s.start(ctx, append(args, "--nats", s.natsURL, "--upstream", s.url)...)
+	if err != nil {
 		return t, err
 	}
 	if err := s.submit(ctx, n, 0); err != nil {
@@ -136,21 +144,16 @@ func (r *run) latencyOnce(ctx context.Context, n int, stream, subjects string, a
 	if err := s.awaitResults(ctx, 0, stream, n); err != nil {
 		return t, err
 	}
-	stats, err := s.stats(true)
+	if t.now, err = s.spent(worker); err != nil { // before the upstream writes down each id
+		return t, err
+	}
+	stats, err := s.obeyed(true)
 	if err != nil {
 		return t, err
 	}
-	return timed{
-		delays: h.delays(stats, func(id sim.IDStats) time.Time { return id.Delivered }),
-		polls:  float64(stats.Polls) / float64(n), pollsAtOnce: float64(stats.MaxPollsNow),
-	}, nil
-}
-
-func quantiles(name string, seconds []float64) []Figure {
-	return []Figure{
-		{name + ", p50", 1e3 * quantile(seconds, 0.5), "ms"},
-		{name + ", p99", 1e3 * quantile(seconds, 0.99), "ms"},
-	}
+	t.delays = h.delays(stats, func(id sim.IDStats) time.Time { return id.Delivered })
+	t.polls, t.pollsAtOnce = float64(stats.Polls)/float64(n), float64(stats.MaxPollsNow)
+	return t, nil
 }
 
 // outage has requests wait while the upstream answers 503 to everything, and then carries no more than a tenth of them
@@ -177,6 +180,14 @@ func outage(ctx context.Context, r *run, n int) ([]Result, error) {
 	if err := s.awaitResults(ctx, after+r.Duration+time.Minute, s.names.ResultsStream(), n); err != nil {
 		return nil, err
 	}
+	now, err := s.spent(b.process)
+	if err != nil {
+		return nil, err
+	}
+	stats, err := s.obeyed(false)
+	if err != nil {
+		return nil, err
+	}
 	taken := sampling.stop(0)
 	up := after + r.Duration
 	if waited := valueAt(taken, after, holds); int(waited) < n {
@@ -197,70 +208,100 @@ func outage(ctx context.Context, r *run, n int) ([]Result, error) {
 	r.report.charts = append(r.report.charts, c)
 	finding := min(5*time.Second, r.Duration/2)
 	ideal := float64(n) / float64(rate)
-	return []Result{{Requests: n, Case: fmt.Sprintf("503 for %v, then %d polls/s", r.Duration, rate), Figures: []Figure{
+	figures := []Figure{
 		{"polls while the upstream is down, on average", within(polls, after, up) / r.Duration.Seconds(), "/s"},
 		{fmt.Sprintf("polls of the first %v, that find it out", finding), within(polls, after, after+finding), ""},
 		{"polls from then on, until it is up", within(polls, after+finding, up) / (r.Duration - finding).Seconds(), "/s"},
 		{"refused (429) after it, of all polls", 100 * within(refused, up, end) / within(polls, up, end), "%"},
 		{"99 % answered after", (answered - up).Seconds(), "s"},
 		{"that is, of requests ÷ the upstream's rate", (answered - up).Seconds() / ideal, ""},
-	}}}, nil
+		{hints, float64(stats.EarlyPolls), ""},
+	}
+	figures = append(figures, costs("bridge", []spent{now}, func(s spent) spent { return s })...)
+	return []Result{{Requests: n, Case: fmt.Sprintf("503 for %v, then %d polls/s", r.Duration, rate), Figures: figures}}, nil
 }
 
 // mixed has jobs of exponentially distributed lengths, some of them paused and some failing, for a bridge whose
-// cadence follows the lengths that it has seen, and for one that only ever backs off.
+// cadence follows the lengths that it has seen, and, turn by turn, for one that only ever backs off.
 func mixed(ctx context.Context, r *run, n int) ([]Result, error) {
 	mean := r.share(1. / 6)
-	c := chart{file: "mixed", title: fmt.Sprintf("%s jobs of %v on average, handed over in %v", count(n), mean.Round(time.Millisecond), r.Duration), x: "seconds", y: "polls/s"}
-	var all []Result
-	for _, cadence := range []string{"adaptive", "fixed"} {
-		r.progress.begin("mixed: %s jobs of %v on average, %s cadence", count(n), mean.Round(time.Millisecond), cadence)
-		figures, rate, err := r.mixedOnce(ctx, n, mean, cadence)
-		if err != nil {
-			return nil, err
-		}
-		c.add(cadence+" cadence", rate)
-		all = append(all, Result{Requests: n, Case: cadence + " cadence", Figures: figures})
+	length := mean.Round(time.Millisecond)
+	cadence := func(name string) side[cadenced] {
+		return side[cadenced]{name + " cadence", func() (cadenced, error) { return r.mixedOnce(ctx, n, mean, name) }}
 	}
-	for i, f := range all[0].Figures {
-		all[0].Figures = append(all[0].Figures, Figure{f.Name + ", adaptive : fixed", f.Value / all[1].Figures[i].Value, ""})
+	adaptive, fixed := cadence("adaptive"), cadence("fixed")
+	p, err := pair(r, fmt.Sprintf("mixed: %s jobs of %v on average", count(n), length), adaptive, fixed)
+	if err != nil {
+		return nil, err
 	}
+	c := chart{file: "mixed", title: fmt.Sprintf("%s jobs of %v on average, handed over in %v", count(n), length, r.Duration), x: "seconds", y: "polls/s"}
+	c.add(adaptive.name, p.left[0].rate)
+	c.add(fixed.name, p.right[0].rate)
 	r.report.charts = append(r.report.charts, c)
-	return all, nil
+	return []Result{
+		{Requests: n, Case: adaptive.name, Figures: append(cadenceFigures(p.left),
+			Figure{"polls of a request, adaptive : fixed", p.ratio(cadenced.pollsOfARequest), ""},
+			Figure{"job done to a subscriber, p50, adaptive : fixed", p.ratio(cadenced.p50), ""},
+			Figure{"job done to a subscriber, p99, adaptive : fixed", p.ratio(cadenced.p99), ""},
+		)},
+		{Requests: n, Case: fixed.name, Figures: cadenceFigures(p.right)},
+	}, nil
 }
 
-func (r *run) mixedOnce(ctx context.Context, n int, mean time.Duration, cadence string) ([]Figure, []float64, error) {
+// cadenced is how a bridge with some cadence found out that jobs were done: after these seconds, with these polls.
+type cadenced struct {
+	timed
+	early int // polls
+	rate  []float64
+}
+
+// cadenceFigures are medians.
+func cadenceFigures(turns []cadenced) []Figure {
+	return append([]Figure{
+		{"polls of a request", of(turns, cadenced.pollsOfARequest), ""},
+		{"job done to a subscriber, p50", 1e3 * of(turns, cadenced.p50), "ms"},
+		{"job done to a subscriber, p99", 1e3 * of(turns, cadenced.p99), "ms"},
+		{hints, of(turns, func(c cadenced) float64 { return float64(c.early) }), ""},
+	}, costs("bridge", turns, cadenced.spent)...)
+}
+
+func (r *run) mixedOnce(ctx context.Context, n int, mean time.Duration, cadence string) (c cadenced, err error) {
 	s, err := r.newSite(ctx, mixedScript(r.Seed, mean), publish.Options{})
 	if err != nil {
-		return nil, nil, err
+		return c, err
 	}
 	defer s.close()
 	h, err := s.listen(s.names.Results())
 	if err != nil {
-		return nil, nil, err
+		return c, err
 	}
 	defer h.nc.Close()
-	if _, err = s.serve(ctx, "--cadence", cadence, "--server-failure-polls", "0"); err != nil {
-		return nil, nil, err
+	b, err := s.serve(ctx, "--cadence", cadence, "--server-failure-polls", "0")
+	if err != nil {
+		return c, err
 	}
 	begin := time.Since(s.begin)
 	sampling := s.sample(ctx, sampleEvery, nil)
 	if err := s.submit(ctx, n, r.Duration); err != nil {
-		return nil, nil, err
+		return c, err
 	}
 	if err := s.await(ctx, "results heard", 10*mean+time.Minute, n, h.count); err != nil {
-		return nil, nil, err
+		return c, err
 	}
 	if err := s.awaitResults(ctx, 0, s.names.ResultsStream(), n); err != nil {
-		return nil, nil, err
+		return c, err
 	}
-	stats, err := s.stats(true)
+	if c.now, err = s.spent(b.process); err != nil {
+		return c, err
+	}
+	stats, err := s.obeyed(true)
 	if err != nil {
-		return nil, nil, err
+		return c, err
 	}
-	delays := h.delays(stats, func(id sim.IDStats) time.Time { return id.Done })
-	figures := append([]Figure{{"polls of a request", float64(stats.Polls) / float64(n), ""}}, quantiles("job done to a subscriber", delays)...)
-	return figures, perSecond(curve(sampling.stop(begin), begin, polls)), nil
+	c.delays = h.delays(stats, func(id sim.IDStats) time.Time { return id.Done })
+	c.polls, c.early = float64(stats.Polls)/float64(n), stats.EarlyPolls
+	c.rate = perSecond(curve(sampling.stop(begin), begin, polls))
+	return c, nil
 }
 
 // mixedScript has the quantiles of an exponential distribution, each as likely: a fifth of the jobs is paused first,

@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
+	"futurebridge/internal/api/sim"
 	"futurebridge/internal/publish"
 )
 
@@ -32,56 +34,65 @@ type holding struct {
 	taking, over        time.Duration
 	start, taken, later spent
 	heap                float64 // that lives; of a bridge alone
+	early               int     // polls; of a bridge alone
 	held, rate          []float64
 }
 
-// resident is the memory of a request.
-func (h *holding) resident(n int) float64 {
-	return (h.later.worker.resident - h.start.worker.resident) / float64(n)
-}
-func (h *holding) workerCPU() float64 {
+// resident is the memory that all requests take.
+func (h holding) resident() float64 { return h.later.worker.resident - h.start.worker.resident }
+func (h holding) workerCPU() float64 {
 	return (h.later.worker.cpu - h.taken.worker.cpu) / h.over.Seconds()
 }
-func (h *holding) serverCPU() float64 {
+func (h holding) serverCPU() float64 {
 	return (h.later.server.cpu - h.taken.server.cpu) / h.over.Seconds()
 }
+func (h holding) spent() spent { return h.later }
 
 // waiting has one bridge hold requests that wait for their next poll, and tells what that costs; with Baseline a
-// hand-written loop too.
+// hand-written loop too, turn by turn.
 func waiting(ctx context.Context, r *run, n int) ([]Result, error) {
-	p, err := pair(r, 1, fmt.Sprintf("waiting: %s requests are handed over", count(n)),
+	p, err := besideLoop(r, fmt.Sprintf("waiting: %s requests are handed over", count(n)),
 		func() (holding, error) { return r.waitingOnce(ctx, n, true) },
 		func() (holding, error) { return r.waitingOnce(ctx, n, false) })
 	if err != nil {
 		return nil, err
 	}
-	b := &p.bridges[0]
 	c := chart{file: "waiting", title: count(n) + " requests that wait", x: "seconds", y: "requests held", right: "polls/s"}
-	c.add("requests held", b.held)
-	c.addRight("polls/s", b.rate)
+	c.add("requests held", p.left[0].held)
+	c.addRight("polls/s", p.left[0].rate)
 	r.report.charts = append(r.report.charts, c)
+	return []Result{{Requests: n, Case: "held by one bridge", Figures: waitingFigures(p, float64(n))}}, nil
+}
+
+// waitingFigures are medians; ratios are medians of the pairs' ratios.
+func waitingFigures(p pairs[holding], n float64) []Figure {
 	figures := []Figure{
-		{"live heap of a request", b.heap / float64(n), "B"},
-		{"resident memory of a request", b.resident(n), "B"},
-		{"bridge: CPU while they wait", 100 * b.workerCPU(), "% of a core"},
-		{"NATS server: CPU while they wait", 100 * b.serverCPU(), "% of a core"},
-		{"bridge: resident memory", b.later.worker.resident / mb, "MB"},
-		{"NATS server: resident memory", b.later.server.resident / mb, "MB"},
-		{"submitted, taken and polled once", float64(n) / b.taking.Seconds(), "/s"},
-		{"bridge: CPU of a request that is taken and polled once", 1e6 * (b.taken.worker.cpu - b.start.worker.cpu) / float64(n), "µs"},
-		{"NATS server: CPU of a request that is submitted and taken", 1e6 * (b.taken.server.cpu - b.start.server.cpu) / float64(n), "µs"},
+		{"live heap of a request", of(p.left, func(h holding) float64 { return h.heap }) / n, "B"},
+		{"resident memory of a request", of(p.left, holding.resident) / n, "B"},
+		{"bridge: CPU while they wait", 100 * of(p.left, holding.workerCPU), "% of a core"},
+		{"NATS server: CPU while they wait", 100 * of(p.left, holding.serverCPU), "% of a core"},
+		{"bridge: resident memory", of(p.left, func(h holding) float64 { return h.later.worker.resident }) / mb, "MB"},
+		{"NATS server: resident memory", of(p.left, func(h holding) float64 { return h.later.server.resident }) / mb, "MB"},
+		{"submitted, taken and polled once", n / of(p.left, func(h holding) float64 { return h.taking.Seconds() }), "/s"},
+		{"bridge: CPU of a request that is taken and polled once", of(p.left, func(h holding) float64 { return h.taken.worker.cpu - h.start.worker.cpu }) * 1e6 / n, "µs"},
+		{"NATS server: CPU of a request that is submitted and taken", of(p.left, func(h holding) float64 { return h.taken.server.cpu - h.start.server.cpu }) * 1e6 / n, "µs"},
+		{hints, of(p.left, func(h holding) float64 { return float64(h.early) }), ""},
 	}
-	for _, l := range p.loops {
-		figures = append(figures,
-			Figure{"loop: resident memory of a request", l.resident(n), "B"},
-			Figure{"loop: CPU while they wait", 100 * l.workerCPU(), "% of a core"},
-			Figure{"loop: the NATS server's CPU while they wait", 100 * l.serverCPU(), "% of a core"},
-			Figure{"bridge : loop, resident memory of a request", b.resident(n) / l.resident(n), ""},
-			Figure{"bridge : loop, CPU while they wait", b.workerCPU() / l.workerCPU(), ""},
-			Figure{"bridge : loop, the NATS server's CPU while they wait", b.serverCPU() / l.serverCPU(), ""},
-		)
+	figures = append(figures, costs("bridge", p.left, holding.spent)...)
+	if len(p.right) == 0 {
+		return figures
 	}
-	return []Result{{Requests: n, Case: "held by one bridge", Figures: figures}}, nil
+	figures = append(figures,
+		Figure{"loop: resident memory of a request", of(p.right, holding.resident) / n, "B"},
+		Figure{"loop: CPU while they wait", 100 * of(p.right, holding.workerCPU), "% of a core"},
+		Figure{"loop: the NATS server's CPU while they wait", 100 * of(p.right, holding.serverCPU), "% of a core"},
+	)
+	figures = append(figures, cost("loop", p.right, func(h holding) usage { return h.later.worker })...)
+	return append(figures,
+		Figure{"bridge : loop, resident memory of a request", p.ratio(holding.resident), ""},
+		Figure{"bridge : loop, CPU while they wait", p.ratio(holding.workerCPU), ""},
+		Figure{"bridge : loop, the NATS server's CPU while they wait", p.ratio(holding.serverCPU), ""},
+	)
 }
 
 // waitingOnce has a new bridge, or a loop, take n requests and hold them.
@@ -140,6 +151,11 @@ func (r *run) waitingOnce(ctx context.Context, n int, bridged bool) (h holding, 
 		return h, fmt.Errorf("%d requests of %d are held", held, n)
 	}
 	if bridged {
+		stats, err := s.obeyed(false)
+		if err != nil {
+			return h, err
+		}
+		h.early = stats.EarlyPolls
 		h.heap, h.held, h.rate = heapOf(taken, full), curve(taken, begin, holds), perSecond(curve(taken, begin, polls))
 	}
 	return h, nil
@@ -157,6 +173,13 @@ func heapOf(taken []sample, since time.Duration) float64 {
 	return heap - taken[0].metrics[allocated]
 }
 
+// once has requests polled once, and then not for five minutes. That is the bridge's own wait: one that the upstream asks
+// for a bridge that is told to stop hands over too, and nobody polls before it is over.
+var once = []string{"--backoff-initial", "5m", "--backoff-max", "5m"}
+
+// pending is the script of an upstream whose jobs never end, and that says nothing of when to ask again.
+const pending = `{"seed":%d,"profiles":[{"name":"pending","steps":[{"state":"active"}]}]}`
+
 // restart tells how long it takes until a bridge that starts in place of another has polled all that the other held:
 // after SIGKILL, which has to wait for AckWait, and after SIGTERM, which hands them over.
 func restart(ctx context.Context, r *run, n int) ([]Result, error) {
@@ -168,54 +191,96 @@ func restart(ctx context.Context, r *run, n int) ([]Result, error) {
 		signal os.Signal
 	}{{"SIGKILL", os.Kill}, {"SIGTERM", syscall.SIGTERM}} {
 		r.progress.begin("restart: %s, AckWait %v", how.name, ackWait)
-		took, again, err := r.restartOnce(ctx, n, ackWait, how.signal)
+		one, err := r.restartOnce(ctx, n, ackWait, how.signal)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", how.name, err)
 		}
-		c.add(how.name, again)
-		all = append(all, Result{Requests: n, Case: how.name, Figures: []Figure{
-			{"every request is polled again after", took.Seconds(), "s"},
-			{"that is, of AckWait", took.Seconds() / ackWait.Seconds(), ""},
-		}})
+		c.add(how.name, one.again)
+		turns := []restarted{one}
+		all = append(all, Result{Requests: n, Case: how.name, Figures: slices.Concat([]Figure{
+			{"every request is polled again after", one.took.Seconds(), "s"},
+			{"that is, of AckWait", one.took.Seconds() / ackWait.Seconds(), ""},
+		}, cost("first bridge", turns, func(r restarted) usage { return r.first }), costs("second bridge", turns, func(r restarted) spent { return r.now }))})
 	}
 	r.report.charts = append(r.report.charts, c)
 	return all, nil
 }
 
-func (r *run) restartOnce(ctx context.Context, n int, ackWait time.Duration, signal os.Signal) (took time.Duration, again []float64, err error) {
-	s, err := r.newSite(ctx, fmt.Sprintf(waits, r.Seed), publish.Options{AckWait: &ackWait, MaxAckPending: &n})
+// restarted is how a bridge took another's place.
+type restarted struct {
+	took  time.Duration
+	again []float64 // requests polled again
+	first usage     // of the other one, until its signal
+	now   spent
+}
+
+func (r *run) restartOnce(ctx context.Context, n int, ackWait time.Duration, signal os.Signal) (one restarted, err error) {
+	s, err := r.newSite(ctx, fmt.Sprintf(pending, r.Seed), publish.Options{AckWait: &ackWait, MaxAckPending: &n})
 	if err != nil {
-		return 0, nil, err
+		return one, err
 	}
 	defer s.close()
-	first, err := s.serve(ctx, "--max-requests", fmt.Sprint(n))
+	args := append([]string{"--max-requests", fmt.Sprint(n)}, once...)
+	first, err := s.serve(ctx, args...)
 	if err != nil {
-		return 0, nil, err
+		return one, err
 	}
 	if err := s.hold(ctx, n, first.metric(pendings)); err != nil {
-		return 0, nil, err
+		return one, err
+	}
+	before, err := s.stats(true)
+	if err == nil && polledSince(n, nil, before.IDs) < n {
+		err = fmt.Errorf("%d requests of %d were polled before the signal", polledSince(n, nil, before.IDs), n)
+	}
+	if err != nil {
+		return one, err
+	}
+	if one.first, err = first.usage(); err != nil {
+		return one, err
 	}
 	begin := time.Since(s.begin)
 	if err := first.cmd.Process.Signal(signal); err != nil {
-		return 0, nil, err
+		return one, err
 	}
 	s.forget(first.process)
 	defer first.end(os.Kill)
-	second, err := s.serve(ctx, "--max-requests", fmt.Sprint(n))
+	second, err := s.serve(ctx, args...)
 	if err != nil {
-		return 0, nil, err
+		return one, err
 	}
 	sampling := s.sample(ctx, sampleEvery, second)
-	if err := s.await(ctx, "requests polled again", ackWait, n, second.metric(pendings)); err != nil {
-		return 0, nil, err
+	polled := second.metric(pendings)
+	if err := s.await(ctx, "requests polled again", ackWait, n, func() (int, error) {
+		polls, err := polled()
+		if err != nil || polls < n {
+			return polls, err
+		}
+		one.took = time.Since(s.begin) - begin // to look at each id takes a while
+		after, err := s.stats(true)
+		return polledSince(n, before.IDs, after.IDs), err
+	}); err != nil {
+		return one, err
 	}
-	took = time.Since(s.begin) - begin
-	stats, err := s.stats(false)
+	stats, err := s.obeyed(false)
 	if err == nil && stats.MaxPollsNowOfAnID > 1 {
 		err = fmt.Errorf("a request was polled by %d at once", stats.MaxPollsNowOfAnID)
 	}
 	if err != nil {
-		return 0, nil, err
+		return one, err
 	}
-	return took, curve(sampling.stop(0), begin, func(s sample) float64 { return s.metrics[pendings] }), nil
+	if one.now, err = s.spent(second.process); err != nil {
+		return one, err
+	}
+	one.again = curve(sampling.stop(0), begin, func(s sample) float64 { return s.metrics[pendings] })
+	return one, nil
+}
+
+// polledSince counts the ids, of n requests, that were polled in between: two polls of one do not stand for those of another.
+func polledSince(n int, before, after map[string]sim.IDStats) (polled int) {
+	for _, id := range ids(n) {
+		if after[id].Polls > before[id].Polls {
+			polled++
+		}
+	}
+	return polled
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -27,6 +28,23 @@ func (r *Report) Print(w io.Writer, asJSON bool) error {
 		}
 	}
 	return t.Flush()
+}
+
+// costs are the rows of a worker, the NATS server and the upstream.
+func costs[T any](worker string, turns []T, now func(T) spent) []Figure {
+	return slices.Concat(
+		cost(worker, turns, func(t T) usage { return now(t).worker }),
+		cost("NATS server", turns, func(t T) usage { return now(t).server }),
+		cost("upstream", turns, func(t T) usage { return now(t).upstream }),
+	)
+}
+
+// cost are the rows of a process, medians of what it took from its start on: with starting, and with what was stored before.
+func cost[T any](process string, turns []T, now func(T) usage) []Figure {
+	return []Figure{
+		{process + ": CPU time", of(turns, func(t T) float64 { return now(t).cpu }), "s"},
+		{process + ": peak memory", of(turns, func(t T) float64 { return now(t).peak }) / mb, "MB"},
+	}
 }
 
 func count(n int) string { return humanize.Comma(int64(n)) }

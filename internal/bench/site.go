@@ -133,13 +133,17 @@ func (s *site) forget(p *process) {
 	}
 }
 
-// spent is what a worker and the NATS server have taken so far.
-type spent struct{ worker, server usage }
+// spent is what a worker, the NATS server and the upstream have taken so far.
+type spent struct{ worker, server, upstream usage }
 
 func (s *site) spent(worker *process) (now spent, err error) {
-	if now.worker, err = worker.usage(); err == nil {
-		now.server, err = s.nats.usage()
+	if now.worker, err = worker.usage(); err != nil {
+		return now, err
 	}
+	if now.server, err = s.nats.usage(); err != nil {
+		return now, err
+	}
+	now.upstream, err = s.upstream.usage()
 	return now, err
 }
 
@@ -298,4 +302,23 @@ func (s *site) stats(ids bool) (stats sim.Stats, err error) {
 	}
 	defer res.Body.Close()
 	return stats, json.NewDecoder(res.Body).Decode(&stats)
+}
+
+// hints is the row of the polls for which the upstream had asked to wait longer. There are none, or the scenario fails.
+const hints = "polls before a hint ran out"
+
+// obeyed is what the upstream saw, and an error when the bridge did not wait as long as it was asked to.
+func (s *site) obeyed(ids bool) (sim.Stats, error) {
+	stats, err := s.stats(ids)
+	if err == nil {
+		err = early(stats)
+	}
+	return stats, err
+}
+
+func early(stats sim.Stats) error {
+	if stats.EarlyPolls > 0 {
+		return fmt.Errorf("%d of %d polls came before a hint of the upstream had run out", stats.EarlyPolls, stats.Polls)
+	}
+	return nil
 }

@@ -91,6 +91,7 @@ func streams(ctx context.Context, r *run, n int) ([]Result, error) {
 			return nil, err
 		}
 		figures = append(figures, Figure{"NATS server: resident memory then", end.resident / mb, "MB"})
+		figures = append(figures, cost("NATS server", []usage{end}, func(u usage) usage { return u })...) // there is no bridge, and nobody polls
 		c.add(when, rates)
 		all = append(all, Result{Requests: n, Case: when, Figures: figures})
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -16,8 +17,8 @@ import (
 // watching is how many programs wait for each request in watchers.
 const watching = 10
 
-// watchers compares the polls that a bridge makes for programs that wait for the same requests, with those that they
-// make themselves: at once after an answer, as the official SDK does, or with a back-off.
+// watchers compares, turn by turn, the polls that a bridge makes for programs that wait for the same requests, with those
+// that they make themselves: at once after an answer, as the official SDK does, or with a back-off.
 func watchers(ctx context.Context, r *run, n int) ([]Result, error) {
 	backoff := poll.DefaultPolicy()
 	atOnce := backoff
@@ -39,29 +40,37 @@ func watchers(ctx context.Context, r *run, n int) ([]Result, error) {
 		w := watch{run: r, n: kind.n, over: r.share(1. / 6), script: fmt.Sprintf(
 			`{"seed":%d,"style":%s,"profiles":[{"name":"job","steps":[{"state":"active","for":"%v","spread":"%v"},{"answer":"completed"}]}]}`,
 			r.Seed, kind.style, r.share(1./30), r.share(1./15))}
-		r.progress.begin("watchers, %s: the bridge polls", kind.name)
-		bridge, err := w.bridge(ctx)
+		p, err := pair(r, "watchers, "+kind.name,
+			side[watched]{fmt.Sprintf("%d programs", watching), func() (watched, error) { return w.programs(ctx, kind.policy) }},
+			side[watched]{"the bridge", func() (watched, error) { return w.bridge(ctx) }})
 		if err != nil {
 			return nil, err
 		}
-		r.progress.begin("watchers, %s: %d programs poll", kind.name, watching)
-		programs, err := w.programs(ctx, kind.policy)
-		if err != nil {
-			return nil, err
-		}
+		bridge, programs := of(p.right, watched.pollsOfARequest), of(p.left, watched.pollsOfARequest)
 		byBridge, byPrograms = append(byBridge, bridge), append(byPrograms, programs)
 		c.labels = append(c.labels, kind.name)
-		all = append(all, Result{Requests: kind.n, Case: kind.name, Figures: []Figure{
+		figures := []Figure{
 			{"polls of a request by the bridge", bridge, ""},
 			{fmt.Sprintf("polls of a request by %d programs", watching), programs, ""},
-			{"programs : bridge", programs / bridge, ""},
-		}})
+			{"programs : bridge", p.ratio(watched.pollsOfARequest), ""},
+		}
+		all = append(all, Result{Requests: kind.n, Case: kind.name, Figures: slices.Concat(figures, costs("bridge", p.right, watched.spent),
+			cost(fmt.Sprintf("upstream of %d programs", watching), p.left, func(w watched) usage { return w.now.upstream }))})
 	}
 	c.add("the bridge", byBridge)
 	c.add(fmt.Sprintf("%d programs", watching), byPrograms)
 	r.report.charts = append(r.report.charts, c)
 	return all, nil
 }
+
+// watched is what it took until all had their results. Programs are no process of their own.
+type watched struct {
+	polls float64 // of a request
+	now   spent   // at the end
+}
+
+func (w watched) pollsOfARequest() float64 { return w.polls }
+func (w watched) spent() spent             { return w.now }
 
 // watch is n requests that begin spread over a time.
 type watch struct {
@@ -71,27 +80,28 @@ type watch struct {
 	script string
 }
 
-// bridge is how many polls of a request a bridge makes until each of the subscribers has all results.
-func (w *watch) bridge(ctx context.Context) (float64, error) {
+// bridge makes the polls until each of the subscribers has all results.
+func (w *watch) bridge(ctx context.Context) (done watched, err error) {
 	s, err := w.run.newSite(ctx, w.script, publish.Options{})
 	if err != nil {
-		return 0, err
+		return done, err
 	}
 	defer s.close()
 	var subscribers []*heard
 	for range watching {
 		h, err := s.listen(s.names.Results())
 		if err != nil {
-			return 0, err
+			return done, err
 		}
 		defer h.nc.Close()
 		subscribers = append(subscribers, h)
 	}
-	if _, err := s.serve(ctx); err != nil {
-		return 0, err
+	b, err := s.serve(ctx)
+	if err != nil {
+		return done, err
 	}
 	if err := s.submit(ctx, w.n, w.over); err != nil {
-		return 0, err
+		return done, err
 	}
 	if err := s.await(ctx, "results heard", w.run.Duration, watching*w.n, func() (total int, err error) {
 		for _, h := range subscribers {
@@ -100,20 +110,25 @@ func (w *watch) bridge(ctx context.Context) (float64, error) {
 		}
 		return total, nil
 	}); err != nil {
-		return 0, err
+		return done, err
 	}
 	if err := s.awaitResults(ctx, 0, s.names.ResultsStream(), w.n); err != nil {
-		return 0, err
+		return done, err
 	}
-	stats, err := s.stats(false)
-	return float64(stats.Polls) / float64(w.n), err
+	stats, err := s.obeyed(false)
+	if err != nil {
+		return done, err
+	}
+	done.polls = float64(stats.Polls) / float64(w.n)
+	done.now, err = s.spent(b.process)
+	return done, err
 }
 
-// programs is how many polls of a request as many programs make without a bridge.
-func (w *watch) programs(ctx context.Context, policy poll.Policy) (float64, error) {
+// programs has as many programs poll without a bridge.
+func (w *watch) programs(ctx context.Context, policy poll.Policy) (done watched, err error) {
 	s, err := w.run.newSite(ctx, w.script, publish.Options{})
 	if err != nil {
-		return 0, err
+		return done, err
 	}
 	defer s.close()
 	ctx, cancel := context.WithCancel(ctx)
@@ -125,7 +140,7 @@ func (w *watch) programs(ctx context.Context, policy poll.Policy) (float64, erro
 		defer transport.CloseIdleConnections()
 		program, err := api.New(api.Config{BaseURL: s.url, Transport: transport})
 		if err != nil {
-			return 0, err
+			return done, err
 		}
 		for i, id := range ids(w.n) {
 			wait := time.Until(begin.Add(w.over * time.Duration(i) / time.Duration(w.n)))
@@ -144,14 +159,19 @@ func (w *watch) programs(ctx context.Context, policy poll.Policy) (float64, erro
 		return stats.Deliveries, err
 	}); err != nil {
 		cancel()
-		return 0, errors.Join(err, group.Wait())
+		return done, errors.Join(err, group.Wait())
 	}
 	if err := group.Wait(); err != nil {
-		return 0, err
+		return done, err
 	}
 	stats, err := s.stats(false)
 	if err == nil && stats.Deliveries != watching*w.n {
 		err = fmt.Errorf("%d results were handed out to %d programs that wait for %d", stats.Deliveries, watching, w.n)
 	}
-	return float64(stats.Polls) / float64(w.n), err
+	if err != nil {
+		return done, err
+	}
+	done.polls = float64(stats.Polls) / float64(w.n)
+	done.now.upstream, err = s.upstream.usage()
+	return done, err
 }
