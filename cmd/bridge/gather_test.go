@@ -4,12 +4,18 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
+
+	"futurebridge/internal/testbed"
 )
 
 // counting counts the writes that reach it.
@@ -188,6 +194,53 @@ func BenchmarkEcho(b *testing.B) {
 				took += time.Since(began)
 			}
 			b.ReportMetric(float64(took.Nanoseconds())/float64(b.N), "ns/echo")
+		})
+	}
+}
+
+// countingDialer dials connections whose writes are counted, below what gathers.
+type countingDialer struct {
+	gathered bool
+	writes   *counting
+}
+
+func (d *countingDialer) Dial(network, address string) (net.Conn, error) {
+	conn, err := net.Dial(network, address)
+	if err != nil {
+		return nil, err
+	}
+	d.writes = &counting{Conn: conn}
+	if d.gathered {
+		return gather(d.writes), nil
+	}
+	return d.writes, nil
+}
+
+// BenchmarkPublish stores messages, 256 at a time, as a bridge does whose upstream is quick; the server's part is in it.
+func BenchmarkPublish(b *testing.B) {
+	for _, gathered := range []bool{false, true} {
+		b.Run(map[bool]string{false: "plain", true: "gathered"}[gathered], func(b *testing.B) {
+			s := testbed.NewServer(b, &server.Options{Port: server.RANDOM_PORT, JetStream: true})
+			defer s.Stop()
+			dialer := &countingDialer{gathered: gathered}
+			nc, err := nats.Connect(s.Running().ClientURL(), nats.SetCustomDialer(dialer))
+			require.NoError(b, err)
+			defer nc.Close()
+			js, err := jetstream.New(nc)
+			require.NoError(b, err)
+			_, err = js.CreateStream(b.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"s.*"}})
+			require.NoError(b, err)
+			body := make([]byte, 300)
+			b.SetParallelism(256 / runtime.GOMAXPROCS(0))
+			before := dialer.writes.writes
+			b.RunParallel(func(p *testing.PB) {
+				for p.Next() {
+					if _, err := js.Publish(b.Context(), "s.a", body); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+			b.ReportMetric(float64(dialer.writes.writes-before)/float64(b.N), "writes/op")
 		})
 	}
 }
