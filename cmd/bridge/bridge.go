@@ -76,7 +76,7 @@ func newBridge(cfg *serveConfig, nc *nats.Conn, js jetstream.JetStream, consumer
 	if cfg.PollsPerSecond > 0 {
 		b.fleet = fleet.New(fleet.Config{
 			JetStream: js, Bucket: names.BridgesBucket(), Make: b.ensure, AckWait: consumer.AckWait,
-			Changed: func(bridges int) { b.engine.Share(bridges) }, Log: log,
+			Rate: cfg.PollsPerSecond, Changed: func(parts int) { b.engine.Share(parts) }, Log: log,
 		})
 	}
 	reg.MustRegister(

@@ -109,6 +109,24 @@ func TestABridgeThatIsCutOffKeepsItsPartAsLongAsItMayPoll(t *testing.T) {
 	})
 }
 
+func TestBridgesThatDifferInTheFixedRateKeepToTheLeast(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
+		w := newWorld(t, busy())
+		begin := time.Now()
+		slow := w.bridge("bridge-1", "--polls-per-second=20", "--max-requests=200")
+		fast := w.bridge("bridge-2", "--polls-per-second=60", "--max-requests=200")
+		w.submit(ids("req", 400)...)
+		time.Sleep(time.Minute)
+		require.Equal(t, [2]int{2, 2}, [2]int{slow.fleet.Size(), fast.fleet.Size()})
+		polls := most(t, w, begin, 20, 2)
+		require.InDelta(t, 20*55, len(polls), 60, "and use all of that")
+		slow.stop()
+		time.Sleep(10 * time.Second)
+		require.Greater(t, len(most(t, w, begin, 60, 2)), len(polls)+50*8, "which is the other's own when one has left")
+		w.close()
+	})
+}
+
 // A request of one submitter is not stuck behind all those of another.
 func TestSubmittersTakeTurnsByTheFirstTokenOfTheirKey(t *testing.T) {
 	testbed.Bubble(t, func(t *testing.T) {
