@@ -2,11 +2,14 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
 	"futurebridge/internal/api/sim"
@@ -125,6 +128,45 @@ func TestBridgesThatDifferInTheFixedRateKeepToTheLeast(t *testing.T) {
 		require.Greater(t, len(most(t, w, begin, 60, 2)), len(polls)+50*8, "which is the other's own when one has left")
 		w.close()
 	})
+}
+
+func TestABridgeWithoutTheFixedRateWarnsOfThoseThatHaveOne(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
+		w, log := newWorld(t, busy()), &testbed.Log{}
+		without := w.odd("bridge-1", seams{log: slog.New(slog.NewTextHandler(log, nil))})
+		time.Sleep(2 * time.Minute)
+		_, err := w.js.KeyValue(t.Context(), w.names.BridgesBucket())
+		require.ErrorIs(t, err, jetstream.ErrBucketNotFound, "it makes none")
+		with := w.bridge("bridge-2", "--polls-per-second=20")
+		time.Sleep(3 * time.Minute)
+		require.Equal(t, 1, with.fleet.Size())
+		require.Equal(t, 1, strings.Count(log.String(), "this one has none"), log)
+		require.Empty(t, without.notReady())
+		w.close()
+	})
+}
+
+// What others keep to is asked beside the work: who may not know it is ready all the same.
+func TestABridgeWithoutTheFixedRateNeedsNoPermissionForTheBucket(t *testing.T) {
+	for _, missing := range []string{"$JS.API.STREAM.INFO.KV_TINKER_BRIDGES", "$JS.API.DIRECT.GET.KV_TINKER_BRIDGES.$KV.TINKER_BRIDGES.*"} {
+		t.Run(missing, func(t *testing.T) {
+			opts := permitting(t, strings.Replace(creating(t), fmt.Sprintf("%q", missing), `"nothing"`, 1))
+			testbed.Bubble(t, func(t *testing.T) {
+				w := newWorld(t, busy())
+				w.permit(opts)
+				state, stop := w.serveAs()
+				w.bridge("bridge-2", "--polls-per-second=20")
+				time.Sleep(10 * time.Second) // until the first look
+				for range 180 {
+					require.Empty(t, state.notReady())
+					time.Sleep(time.Second)
+				}
+				require.Nil(t, state.denied.last)
+				stop()
+				w.close()
+			})
+		})
+	}
 }
 
 // A request of one submitter is not stuck behind all those of another.

@@ -26,6 +26,7 @@ const (
 	every   = time.Second // between two beats, each of which writes the key
 	joining = 3           // beats until a new bridge may poll: the others have seen it by then
 	timeout = 5 * time.Second
+	looking = time.Minute // between two looks of a bridge without a rate
 )
 
 // Config is what a Member is made of. All of it is required.
@@ -142,7 +143,7 @@ func (m *Member) beat(ctx context.Context) (census, error) {
 	return m.cfg.read(ctx, bucket, own.Created())
 }
 
-// read is who lives at a time of the server's clock.
+// read is who lives at a time of the server's clock; zero: now.
 func (c *Config) read(ctx context.Context, bucket jetstream.KeyValue, at time.Time) (census, error) {
 	var all census
 	stream, err := c.JetStream.Stream(ctx, "KV_"+c.Bucket)
@@ -153,6 +154,9 @@ func (c *Config) read(ctx context.Context, bucket jetstream.KeyValue, at time.Ti
 	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(subjects+">"))
 	if err != nil {
 		return all, err
+	}
+	if at.IsZero() {
+		at = info.TimeStamp
 	}
 	for subject := range info.State.Subjects {
 		switch entry, err := bucket.Get(ctx, strings.TrimPrefix(subject, subjects)); {
@@ -188,4 +192,40 @@ func (m *Member) bucket(ctx context.Context) (jetstream.KeyValue, error) {
 		return nil, err
 	}
 	return m.cfg.JetStream.KeyValue(ctx, m.cfg.Bucket)
+}
+
+// Look is for a bridge without a rate, until ctx ends: it warns when others of its bucket have one. It writes nothing, and
+// makes no bucket. Of Config it needs neither Make nor Rate nor Changed.
+func Look(ctx context.Context, cfg Config) {
+	next := time.NewTicker(looking)
+	defer next.Stop()
+	for told := false; ctx.Err() == nil; {
+		switch all, err := cfg.look(ctx); {
+		case err != nil: // it is as it was, for all that is known
+		case all.bridges > 0 && !told:
+			cfg.Log.Warn("other bridges of this prefix keep to --polls-per-second; this one has none and polls without it, beside them",
+				"bucket", cfg.Bucket, "bridges", all.bridges, "hint", "give all of them the same --polls-per-second")
+			told = true
+		case all.bridges == 0 && told:
+			cfg.Log.Info("no other bridge of this prefix has a --polls-per-second any more")
+			told = false
+		}
+		select {
+		case <-next.C:
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (c *Config) look(ctx context.Context) (census, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	bucket, err := c.JetStream.KeyValue(ctx, c.Bucket)
+	switch {
+	case errors.Is(err, jetstream.ErrBucketNotFound):
+		return census{}, nil
+	case err != nil:
+		return census{}, err
+	}
+	return c.read(ctx, bucket, time.Time{})
 }

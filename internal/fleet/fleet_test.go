@@ -262,3 +262,35 @@ func TestPartsNeverExceedTheLeastRate(t *testing.T) {
 		}
 	}
 }
+
+func TestWhoHasNoRateIsWarnedOfThoseWhoHaveOneAndMakesNoBucket(t *testing.T) {
+	const beside, gone = "other bridges of this prefix keep to --polls-per-second", "no other bridge of this prefix has"
+	bubble(t, func(t *testing.T, g *team) {
+		m := &member{ended: make(chan struct{})}
+		var js jetstream.JetStream
+		m.nc, js = g.connect()
+		ctx, cancel := context.WithCancel(t.Context())
+		m.cancel = cancel
+		go func() {
+			Look(ctx, Config{JetStream: js, Bucket: bucket, AckWait: ackWait, Log: slog.New(slog.NewTextHandler(&m.log, nil))})
+			close(m.ended)
+		}()
+		defer m.leave()
+		after(5 * time.Minute)
+		_, err := g.js.KeyValue(t.Context(), bucket)
+		require.ErrorIs(t, err, jetstream.ErrBucketNotFound)
+		require.Empty(t, m.log.String())
+
+		first, second := g.join(), g.join()
+		after(5 * time.Minute)
+		require.Equal(t, []int{1, 0}, []int{m.told(beside), m.told(gone)}, "once")
+		require.Contains(t, m.log.String(), "bridges=2 hint=")
+		require.Equal(t, 2, first.Size(), "it is none of them")
+		first.leave()
+		after(2 * time.Minute)
+		require.Zero(t, m.told(gone))
+		second.die()
+		after(2 * time.Minute)
+		require.Equal(t, []int{1, 1}, []int{m.told(beside), m.told(gone)})
+	})
+}
