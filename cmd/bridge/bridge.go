@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,6 +33,7 @@ type bridge struct {
 	publisher *publish.Publisher
 	keptFor   atomic.Int64  // how long logs are kept, in nanoseconds; 0: for ever
 	fleet     *fleet.Member // nil: there is no limit to share
+	share     fleet.Config
 
 	saying sync.Mutex
 	types  map[string]*poll.About // what submissions say that name a type and nothing else
@@ -73,11 +75,12 @@ func newBridge(cfg *serveConfig, nc *nats.Conn, js jetstream.JetStream, consumer
 		Handle: b.handle, Reject: b.publisher.Reject, Paused: b.paused,
 		Metrics: metrics, Log: log,
 	})
+	b.share = fleet.Config{
+		JetStream: js, Bucket: names.BridgesBucket(), Make: b.ensure, AckWait: consumer.AckWait,
+		Rate: cfg.PollsPerSecond, Changed: func(parts int) { b.engine.Share(parts) }, Log: log,
+	}
 	if cfg.PollsPerSecond > 0 {
-		b.fleet = fleet.New(fleet.Config{
-			JetStream: js, Bucket: names.BridgesBucket(), Make: b.ensure, AckWait: consumer.AckWait,
-			Changed: func(bridges int) { b.engine.Share(bridges) }, Log: log,
-		})
+		b.fleet = fleet.New(b.share)
 	}
 	reg.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -98,6 +101,22 @@ func (b *bridge) bridges() float64 {
 		return 0
 	}
 	return float64(b.fleet.Size())
+}
+
+// look warns when others keep a rate that this bridge was not given. It is asked beside the work: a bridge that is not
+// permitted to know is ready all the same, and asks no more.
+func (b *bridge) look(ctx context.Context) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	tell := b.nc.ErrorHandler()
+	b.nc.SetErrorHandler(func(nc *nats.Conn, sub *nats.Subscription, err error) {
+		if denied := asDenied(err); denied != nil && strings.Contains(denied.subject, b.names.BridgesStream()) {
+			stop()
+			return
+		}
+		tell(nc, sub, err)
+	})
+	fleet.Look(ctx, b.share)
 }
 
 func (b *bridge) oldest() float64 {
@@ -121,6 +140,8 @@ func (b *bridge) run(ctx, hard context.Context) {
 	running.Go(func() { b.intake.Run(hard, ctx) })
 	if b.fleet != nil {
 		leases.Go(func() { b.fleet.Run(keeping) })
+	} else {
+		leases.Go(func() { b.look(keeping) })
 	}
 
 	<-ctx.Done()

@@ -2,11 +2,14 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
 	"futurebridge/internal/api/sim"
@@ -107,6 +110,63 @@ func TestABridgeThatIsCutOffKeepsItsPartAsLongAsItMayPoll(t *testing.T) {
 		most(t, w, begin, 50, 2)
 		w.close()
 	})
+}
+
+func TestBridgesThatDifferInTheFixedRateKeepToTheLeast(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
+		w := newWorld(t, busy())
+		begin := time.Now()
+		slow := w.bridge("bridge-1", "--polls-per-second=20", "--max-requests=200")
+		fast := w.bridge("bridge-2", "--polls-per-second=60", "--max-requests=200")
+		w.submit(ids("req", 400)...)
+		time.Sleep(time.Minute)
+		require.Equal(t, [2]int{2, 2}, [2]int{slow.fleet.Size(), fast.fleet.Size()})
+		polls := most(t, w, begin, 20, 2)
+		require.InDelta(t, 20*55, len(polls), 60, "and use all of that")
+		slow.stop()
+		time.Sleep(10 * time.Second)
+		require.Greater(t, len(most(t, w, begin, 60, 2)), len(polls)+50*8, "which is the other's own when one has left")
+		w.close()
+	})
+}
+
+func TestABridgeWithoutTheFixedRateWarnsOfThoseThatHaveOne(t *testing.T) {
+	testbed.Bubble(t, func(t *testing.T) {
+		w, log := newWorld(t, busy()), &testbed.Log{}
+		without := w.odd("bridge-1", seams{log: slog.New(slog.NewTextHandler(log, nil))})
+		time.Sleep(2 * time.Minute)
+		_, err := w.js.KeyValue(t.Context(), w.names.BridgesBucket())
+		require.ErrorIs(t, err, jetstream.ErrBucketNotFound, "it makes none")
+		with := w.bridge("bridge-2", "--polls-per-second=20")
+		time.Sleep(3 * time.Minute)
+		require.Equal(t, 1, with.fleet.Size())
+		require.Equal(t, 1, strings.Count(log.String(), "this one has none"), log)
+		require.Empty(t, without.notReady())
+		w.close()
+	})
+}
+
+// What others keep to is asked beside the work: who may not know it is ready all the same.
+func TestABridgeWithoutTheFixedRateNeedsNoPermissionForTheBucket(t *testing.T) {
+	for _, missing := range []string{"$JS.API.STREAM.INFO.KV_TINKER_BRIDGES", "$JS.API.DIRECT.GET.KV_TINKER_BRIDGES.$KV.TINKER_BRIDGES.*"} {
+		t.Run(missing, func(t *testing.T) {
+			opts := permitting(t, strings.Replace(creating(t), fmt.Sprintf("%q", missing), `"nothing"`, 1))
+			testbed.Bubble(t, func(t *testing.T) {
+				w := newWorld(t, busy())
+				w.permit(opts)
+				state, stop := w.serveAs()
+				w.bridge("bridge-2", "--polls-per-second=20")
+				time.Sleep(10 * time.Second) // until the first look
+				for range 180 {
+					require.Empty(t, state.notReady())
+					time.Sleep(time.Second)
+				}
+				require.Nil(t, state.denied.last)
+				stop()
+				w.close()
+			})
+		})
+	}
 }
 
 // A request of one submitter is not stuck behind all those of another.

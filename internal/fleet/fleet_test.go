@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"math"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -63,19 +64,21 @@ type member struct {
 	nc      *nats.Conn
 	log     bytes.Buffer
 	changes []int
+	before  []int // Size when that was told
 	cancel  context.CancelFunc
 	ended   chan struct{}
 }
 
-func (g *team) join() *member {
+func (g *team) join() *member { return g.joinAt(60) }
+
+func (g *team) joinAt(rate float64) *member {
 	m := &member{ended: make(chan struct{})}
 	var js jetstream.JetStream
 	m.nc, js = g.connect()
 	m.Member = New(Config{
-		JetStream: js, Bucket: bucket, Make: g.make, AckWait: ackWait, Log: slog.New(slog.NewTextHandler(&m.log, nil)),
-		Changed: func(bridges int) {
-			require.NotEqual(g.t, bridges, m.Size(), "it is told before Size says so")
-			m.changes = append(m.changes, bridges)
+		JetStream: js, Bucket: bucket, Make: g.make, AckWait: ackWait, Rate: rate, Log: slog.New(slog.NewTextHandler(&m.log, nil)),
+		Changed: func(parts int) {
+			m.changes, m.before = append(m.changes, parts), append(m.before, m.Size())
 		},
 	})
 	var ctx context.Context
@@ -122,6 +125,7 @@ func TestANewMemberCountsBeforeItMayPoll(t *testing.T) {
 		require.Equal(t, 2, second.Size())
 		after(time.Minute)
 		require.Equal(t, [][]int{{1, 2}, {2}}, [][]int{first.changes, second.changes}, "only changes are told")
+		require.Equal(t, [][]int{{0, 1}, {0}}, [][]int{first.before, second.before}, "before Size says so")
 
 		second.leave()
 		after(1100 * time.Millisecond)
@@ -182,5 +186,111 @@ func TestWhatElseIsInTheBucketIsNoMember(t *testing.T) {
 		for key := range left.Keys() {
 			t.Errorf("%s is left", key)
 		}
+	})
+}
+
+// told is how often a member's log says something.
+func (m *member) told(text string) int { return bytes.Count(m.log.Bytes(), []byte(text)) }
+
+func TestMembersThatDifferKeepToTheLeastRateOfThoseWhoLive(t *testing.T) {
+	const differ, same = "bridges differ in --polls-per-second", "all bridges have the same --polls-per-second again"
+	bubble(t, func(t *testing.T, g *team) {
+		fast, also := g.joinAt(60), g.joinAt(60)
+		after(5 * time.Second)
+		require.Equal(t, []int{2}, fast.changes)
+		require.Zero(t, fast.told(differ))
+
+		slow := g.joinAt(20)
+		after(1200 * time.Millisecond)
+		require.Equal(t, []int{2, 9}, fast.changes, "20/3 is 60/9, and the others keep to that")
+		require.Zero(t, slow.Size(), "before this one begins")
+		after(time.Minute)
+		require.Equal(t, []int{3}, slow.changes)
+		require.Equal(t, []int{2, 9}, fast.changes)
+		for _, m := range []*member{fast, also, slow} {
+			require.Equal(t, 1, m.told(differ))
+			require.Equal(t, 1, m.told("least=20 most=60 hint="))
+			require.Zero(t, m.told(same))
+		}
+
+		also.leave()
+		after(1100 * time.Millisecond)
+		require.Equal(t, []int{2, 9, 6}, fast.changes)
+		slow.die()
+		after(ackWait)
+		require.Equal(t, []int{2, 9, 6}, fast.changes, "a dead one counts, and so does its rate")
+		after(5 * time.Second)
+		require.Equal(t, []int{2, 9, 6, 1}, fast.changes)
+		require.Equal(t, []int{1, 1}, []int{fast.told(differ), fast.told(same)})
+	})
+}
+
+func TestARateThatChangesIsKeptToThoughAsManyAreThere(t *testing.T) {
+	bubble(t, func(t *testing.T, g *team) {
+		first := g.joinAt(60)
+		after(5 * time.Second)
+		kv, err := g.js.KeyValue(t.Context(), bucket)
+		require.NoError(t, err)
+		for _, c := range []struct {
+			value string
+			parts int
+		}{{"60", 2}, {"30", 4}, {"", 2}, {"25.5", 5}, {"6e1", 2}, {"rubbish", 2}, {"0", 2}, {"-3", 2}, {"NaN", 2}, {"Inf", 2}, {"1e-300", math.MaxInt32}, {"1e300", 2}} {
+			_, err = kv.PutString(t.Context(), "other", c.value)
+			require.NoError(t, err)
+			after(1100 * time.Millisecond)
+			require.Equal(t, 2, first.Size())
+			require.Equal(t, c.parts, first.changes[len(first.changes)-1], c.value)
+		}
+	})
+}
+
+func TestPartsNeverExceedTheLeastRate(t *testing.T) {
+	rates := []float64{0.1, 0.3, 0.7, 1, 3, 7.7, 20, 59.99, 60, 1e6}
+	for bridges := 1; bridges <= 100; bridges++ {
+		for _, least := range rates {
+			for _, rate := range rates {
+				if rate < least || bridges == 1 && rate != least {
+					continue
+				}
+				parts := (&census{bridges: bridges, least: least}).parts(rate)
+				require.LessOrEqual(t, rate/float64(parts), least/float64(bridges)*(1+1e-12), "%d bridges, %v of %v", bridges, rate, least)
+				require.Greater(t, rate/float64(parts), rate/(rate/least*float64(bridges)+1.001), "and waste less than a part")
+				if rate == least {
+					require.Equal(t, bridges, parts, "%v", rate)
+				}
+			}
+		}
+	}
+}
+
+func TestWhoHasNoRateIsWarnedOfThoseWhoHaveOneAndMakesNoBucket(t *testing.T) {
+	const beside, gone = "other bridges of this prefix keep to --polls-per-second", "no other bridge of this prefix has"
+	bubble(t, func(t *testing.T, g *team) {
+		m := &member{ended: make(chan struct{})}
+		var js jetstream.JetStream
+		m.nc, js = g.connect()
+		ctx, cancel := context.WithCancel(t.Context())
+		m.cancel = cancel
+		go func() {
+			Look(ctx, Config{JetStream: js, Bucket: bucket, AckWait: ackWait, Log: slog.New(slog.NewTextHandler(&m.log, nil))})
+			close(m.ended)
+		}()
+		defer m.leave()
+		after(5 * time.Minute)
+		_, err := g.js.KeyValue(t.Context(), bucket)
+		require.ErrorIs(t, err, jetstream.ErrBucketNotFound)
+		require.Empty(t, m.log.String())
+
+		first, second := g.join(), g.join()
+		after(5 * time.Minute)
+		require.Equal(t, []int{1, 0}, []int{m.told(beside), m.told(gone)}, "once")
+		require.Contains(t, m.log.String(), "bridges=2 hint=")
+		require.Equal(t, 2, first.Size(), "it is none of them")
+		first.leave()
+		after(2 * time.Minute)
+		require.Zero(t, m.told(gone))
+		second.die()
+		after(2 * time.Minute)
+		require.Equal(t, []int{1, 1}, []int{m.told(beside), m.told(gone)})
 	})
 }

@@ -329,6 +329,7 @@ func (e *Engine) remove(r *row, how func(Lease)) {
 		how(m.Lease)
 	}
 	delete(e.index, r.id)
+	e.due.leave(r.lane)
 	if e.held.Add(-1); r == e.eldest {
 		e.eldest = nil
 	}

@@ -6,7 +6,8 @@ import (
 	"strings"
 )
 
-// maxLanes bounds how many submitters have a share of their own; what comes beyond shares theirs, by hash.
+// maxLanes bounds how many submitters with requests here have a share of their own; what comes beyond shares theirs, by
+// hash.
 const maxLanes = 1000
 
 // lanes are the requests that are due: one queue for each submitter, in the order in which they became due. When limits
@@ -19,8 +20,14 @@ type lanes struct {
 	length int
 }
 
-// lane has those whose last poll was at fault apart, so that others can go before them.
-type lane struct{ sound, doubtful fifo[entry] }
+// lane belongs to a name until no row of it is held: names that are gone leave room for others. It has those whose last poll was
+// at fault apart, so that others can go before them.
+type lane struct {
+	sound, doubtful fifo[entry]
+	name            string
+	at              int // its place in all
+	rows            int // held: due, waiting for their time or being polled; those that share it, too
+}
 
 func (l *lane) length() int { return l.sound.length() + l.doubtful.length() }
 
@@ -37,18 +44,32 @@ func (l *lane) next(soundFirst bool) *fifo[entry] {
 
 func newLanes() *lanes { return &lanes{named: make(map[string]*lane), seed: maphash.MakeSeed()} }
 
-// of is the lane of a submitter.
+// of is the lane of a submitter, for one row until that leaves it.
 func (s *lanes) of(submitter string) *lane {
 	l := s.named[submitter]
 	switch {
 	case l != nil:
 	case len(s.all) < maxLanes:
-		l = &lane{}
-		s.named[strings.Clone(submitter)], s.all = l, append(s.all, l)
+		l = &lane{name: strings.Clone(submitter), at: len(s.all)}
+		s.named[l.name], s.all = l, append(s.all, l)
 	default:
 		l = s.all[maphash.String(s.seed, submitter)%maxLanes]
 	}
+	l.rows++
 	return l
+}
+
+// leave ends what of began, for a row that is neither due nor will be.
+func (s *lanes) leave(l *lane) {
+	if l.rows--; l.rows > 0 {
+		return
+	}
+	delete(s.named, l.name)
+	end := len(s.all) - 1
+	last := s.all[end]
+	s.all[l.at], last.at = last, l.at
+	s.all[end] = nil
+	s.all = s.all[:end]
 }
 
 func (s *lanes) push(e entry) {

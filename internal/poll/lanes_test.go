@@ -3,6 +3,7 @@ package poll
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -48,6 +49,94 @@ func TestHoweverManySubmittersThereAreTheyShareABoundedNumberOfLanes(t *testing.
 	require.Len(t, s.named, maxLanes)
 	require.Same(t, first, s.of("first"))
 	require.Same(t, s.of("one of those beyond"), s.of("one of those beyond"))
+}
+
+func TestANameThatIsGoneLeavesItsLaneToOthers(t *testing.T) {
+	s := newLanes()
+	gone := make([]*lane, maxLanes)
+	for i := range gone {
+		gone[i] = s.of(fmt.Sprint("gone-", i))
+	}
+	beyond := s.of("beyond")
+	require.Contains(t, gone, beyond, "it shares one")
+	for _, l := range gone {
+		s.leave(l)
+	}
+	require.Equal(t, []*lane{beyond}, s.all, "a row of another one holds it")
+	require.Len(t, s.named, 1)
+	fresh := s.of("fresh")
+	require.NotContains(t, gone, fresh)
+	require.Same(t, fresh, s.of("fresh"))
+	s.leave(beyond)
+	s.leave(fresh)
+	require.Same(t, fresh, s.of("fresh"), "a row of it is held still")
+	require.Equal(t, []*lane{fresh}, s.all)
+
+	for i := range 100_000 {
+		s.leave(s.of(fmt.Sprint("passing-", i)))
+	}
+	require.Equal(t, []*lane{fresh}, s.all)
+	require.Len(t, s.named, 1)
+	require.LessOrEqual(t, cap(s.all), 2*maxLanes)
+}
+
+// Whoever comes and goes: who is here has one lane, alone while there is room, and no lane stays for nobody.
+func TestLanesAreThoseOfWhoeverIsHere(t *testing.T) {
+	s, random := newLanes(), rand.New(rand.NewPCG(1, 2))
+	var held []*lane
+	for range 200_000 {
+		if n := len(held); n > 0 && random.IntN(8*maxLanes) < n {
+			i := random.IntN(n)
+			s.leave(held[i])
+			held[i], held = held[n-1], held[:n-1]
+			continue
+		}
+		held = append(held, s.of(fmt.Sprint("submitter-", random.IntN(3*maxLanes))))
+	}
+	rows := map[*lane]int{}
+	for _, l := range held {
+		rows[l]++
+	}
+	require.Greater(t, len(held), 3*maxLanes, "some share")
+	require.Len(t, s.all, len(rows))
+	require.Len(t, s.named, len(rows))
+	for i, l := range s.all {
+		require.Equal(t, i, l.at)
+		require.Equal(t, rows[l], l.rows)
+		require.Same(t, l, s.named[l.name])
+	}
+}
+
+func TestAnEngineThatHasEndedItsRequestsKeepsNoLane(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		polled := map[string]bool{}
+		upstream := retrieverFunc(func(_ context.Context, q api.Query) api.Outcome {
+			if !polled[q.RequestID] { // it waits for its time once
+				polled[q.RequestID] = true
+				return state("active", "", time.Second)
+			}
+			return completed("{}")
+		})
+		e, stop := engine(t, upstream, &fakeSink{}, func(c *Config) { c.MaxPolls = 1 })
+		for i := range 3 * maxLanes {
+			r := request(fmt.Sprint("req-", i), &fakeLease{})
+			r.Submitter = fmt.Sprint(i)
+			again := r // one more submission, of the same row
+			again.Lease = &fakeLease{}
+			e.Add([]Request{r, again})
+		}
+		pass(time.Hour)
+		require.Zero(t, e.Held())
+		require.Empty(t, e.due.all)
+		require.Empty(t, e.due.named)
+		for i := range 10 { // what a drain hands back, due and waiting
+			r := request(fmt.Sprint("more-", i), &fakeLease{})
+			r.Submitter = fmt.Sprint(i % 5)
+			e.Add([]Request{r})
+		}
+		stop()
+		require.Empty(t, e.due.all)
+	})
 }
 
 func TestAQueueKeepsItsOrderAndNoRoomThatItDoesNotNeed(t *testing.T) {
