@@ -220,7 +220,7 @@ func (f *natsFlags) handlers(o dialOptions) []nats.Option {
 		if o.inProcess != nil {
 			return "in this process"
 		}
-		return nc.ConnectedUrlRedacted()
+		return maskURLs(nc.ConnectedUrl()) // nats.go's own redaction shows a token
 	}
 	var mu sync.Mutex
 	var told time.Time
