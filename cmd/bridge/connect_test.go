@@ -102,4 +102,8 @@ func TestCredentialsAndContextsAreUsed(t *testing.T) {
 	var exit *exitError
 	require.ErrorAs(t, err, &exit)
 	require.Equal(t, exitUsage, exit.code)
+
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "work.json"), []byte(`{"url":"nats://ada:topsecret@h:x"}`), 0o600))
+	_, _, err = f.dial(dialOptions{log: silent()})
+	require.EqualError(t, err, `NATS (context "work"): its URL is not one: correct the context`)
 }

@@ -261,7 +261,9 @@ func TestNoSecretIsInAnythingThatCanBeRead(t *testing.T) {
 	for _, wrong := range []string{
 		"--api-key=canary", "--upstream=http://u:canary@127.0.0.1:x", "--upstream=http://u:canary@127.0.0.1", "--upstream=http://127.0.0.1?canary",
 		"--upstream-proxy=canary", "--upstream-proxy=http://u:canary@:x", "--upstream-header=canary", "--upstream-header=A=canary\x01",
-		"--nats=nats://u:canary@:x", "--nats=http://u:canary@h",
+		"--nats=nats://u:canary@:x", "--nats=http://u:canary@h", "--nats-context=nats://u:canary@h",
+		"--nats-nkey=SUACANARY", "--nats-nkey=" + strings.Repeat("canary", 1000), "--nats-creds=-----BEGIN NATS USER JWT-----\ncanary",
+		"--api-key-header=X-API-Key: canary", "--upstream-path=/x?api_key=canary", "--upstream-path=canary",
 	} {
 		clean(t, wrong[:8], run(t.Context(), append(proxied, wrong), nil, io.Discard, io.Discard).Error())
 	}

@@ -51,12 +51,12 @@ func (c *serveConfig) checkUpstream(bad complaint) {
 		bad("upstream", "plain http to %s sends the API key in the clear; use https, or add --insecure-upstream", u.Hostname())
 	}
 	if !strings.HasPrefix(c.UpstreamPath, "/") || strings.ContainsAny(c.UpstreamPath, "?# \t\r\n") {
-		bad("upstream-path", "%q is not a path; give one such as /api/v1/retrieve_future", c.UpstreamPath)
+		bad("upstream-path", "is not a path; give one such as /api/v1/retrieve_future, without a query") // which may hold a key
 	}
 	c.checkUpstreamTLS(bad)
 	c.checkProxy(bad)
 	if !isToken(c.APIKeyHeader) {
-		bad("api-key-header", "%q cannot be a header's name; give one such as X-API-Key", c.APIKeyHeader)
+		bad("api-key-header", "cannot be a header's name; give the name alone, such as X-API-Key") // the key may stand behind it
 	}
 	key, flag, err := c.readAPIKey()
 	if err != nil {
