@@ -238,6 +238,12 @@ func TestWhatIsWrongIsNamedInOneLineWithItsMend(t *testing.T) {
 		{name: "key file of two lines", args: "--api-key-file=" + key, want: "has more than one line"},
 		{name: "header line break", env: "X=", args: "--upstream-header=A=b\x01c", want: "--upstream-header: the value of A has a line break"},
 		{name: "header of HTTP", args: "--upstream-header=host=b", want: "--upstream-header: host is set by HTTP itself"},
+		{name: "header of compression", args: "--upstream-header=accept-encoding=gzip", want: "--upstream-header: accept-encoding is set by HTTP itself; leave it out"},
+		{name: "header of an upgrade", args: "--upstream-header=Upgrade=h2c", want: "--upstream-header: Upgrade is set by HTTP itself"},
+		{name: "header of an expectation", args: "--upstream-header=Expect=100-continue", want: "--upstream-header: Expect is set by HTTP itself"},
+		{name: "header of a connection", args: "--upstream-header=TE=trailers", want: "--upstream-header: TE is set by HTTP itself"},
+		{name: "header of trailers", args: "--upstream-header=Trailer=X", want: "--upstream-header: Trailer is set by HTTP itself"},
+		{name: "header of a proxy", args: "--upstream-header=Proxy-Authorization=topsecret", want: "--upstream-header: Proxy-Authorization is not for the upstream; give user and password in --upstream-proxy"},
 		{name: "header is the key's", env: "BRIDGE_API_KEY=topsecret", args: "--upstream-header=x-api-key=topsecret", want: "x-api-key already carries the API key"},
 
 		{name: "prefix", args: "--prefix=a..b", want: `--prefix: prefix "a..b": want tokens`},

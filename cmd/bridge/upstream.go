@@ -33,6 +33,13 @@ func (c *serveConfig) speak() {
 	}
 }
 
+// ofHTTP are headers about the connection or the form of a message, which belong to net/http: with an Accept-Encoding of
+// somebody else's it hands on answers compressed, and HTTP/2 fails every poll for an Upgrade.
+var ofHTTP = []string{
+	"Accept-Encoding", "Connection", "Content-Encoding", "Content-Length", "Content-Type", "Expect", "Host", "HTTP2-Settings", "Keep-Alive",
+	"Proxy-Connection", "TE", "Trailer", "Transfer-Encoding", "Upgrade",
+}
+
 func (c *serveConfig) checkUpstream(bad complaint) {
 	switch u, err := url.Parse(c.Upstream); {
 	case c.Upstream == "":
@@ -65,9 +72,10 @@ func (c *serveConfig) checkUpstream(bad complaint) {
 	c.apiKey = key
 	for _, h := range c.UpstreamHeader {
 		switch {
-		case slices.ContainsFunc([]string{"Host", "Connection", "Content-Length", "Content-Type", "Transfer-Encoding"},
-			func(own string) bool { return strings.EqualFold(own, h.name) }):
+		case slices.ContainsFunc(ofHTTP, func(own string) bool { return strings.EqualFold(own, h.name) }):
 			bad("upstream-header", "%s is set by HTTP itself; leave it out", h.name)
+		case strings.EqualFold(h.name, "Proxy-Authorization"): // over TLS the upstream would get it, and not the proxy
+			bad("upstream-header", "%s is not for the upstream; give user and password in --upstream-proxy", h.name)
 		case h.value == mask:
 			bad("upstream-header", "the value of %s is masked; put the real one in its place", h.name)
 		case !isHeaderValue(h.value):
