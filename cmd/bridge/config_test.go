@@ -276,7 +276,7 @@ func TestWhatIsWrongIsNamedInOneLineWithItsMend(t *testing.T) {
 		{name: "ages", args: "--timeout=200h", want: "--states-max-age: 192h0m0s is not longer than --timeout 200h0m0s"},
 		{name: "memory", args: "--result-memory=1KiB", want: "--result-memory: 1KiB does not hold one result of --max-result 64MiB; give at least that, or lower --max-result"},
 		{name: "large results", args: "--max-result=1GiB", want: "--result-memory: 256MiB does not hold one result of --max-result 1GiB"},
-		{name: "requests", args: "--max-requests=300000", want: "--max-requests: 300000 is more than --max-ack-pending 200000"},
+		{name: "requests", args: "--max-requests=300000 --max-ack-pending=200000", want: "--max-requests: 300000 is more than --max-ack-pending 200000"},
 		{name: "descriptors", args: "--max-polls=2000000000", want: "--max-polls: 2000000000 polls in flight need more than"},
 		{name: "http", args: "--http=8910", want: `--http: "8910" is not host:port; give one such as 127.0.0.1:8910, or none`},
 	} {
@@ -333,18 +333,21 @@ func TestAConsumerThatStandsBoundsWhatABridgeHolds(t *testing.T) {
 	for _, c := range []struct {
 		args  string
 		most  int // the consumer's
+		made  bool
 		holds int
 		want  string
 	}{
-		{"", 500, 500, ""},
-		{"", -1, 100_000, ""},
-		{"--max-requests=500", 500, 500, ""},
-		{"--max-requests=501", 500, 0, "--max-requests: 501 is more than the 500 requests (max ack pending) that the consumer bridge of TINKER_WORK gives to all bridges; " +
+		{"", 500, false, 500, ""},
+		{"", -1, false, 100_000, ""},
+		{"--max-requests=500", 500, false, 500, ""},
+		{"--max-requests=250000", 300_000, false, 250_000, ""},
+		{"--max-requests=250000", 200_000, true, 0, "--max-requests: 250000 is more than the 200000 requests (max ack pending) that all bridges share; lower it, or give --max-ack-pending too"},
+		{"--max-requests=501", 500, false, 0, "--max-requests: 501 is more than the 500 requests (max ack pending) that the consumer bridge of TINKER_WORK gives to all bridges; " +
 			"lower it, or raise the consumer's: nats consumer edit TINKER_WORK bridge --max-pending=501"},
 	} {
 		config, err := parseServe(t, append([]string{up}, strings.Fields(c.args)...)...)
 		require.NoError(t, err)
-		err = config.fit(jetstream.ConsumerConfig{MaxAckPending: c.most})
+		err = config.fit(jetstream.ConsumerConfig{MaxAckPending: c.most}, !c.made)
 		if c.want == "" {
 			require.NoError(t, err)
 			require.Equal(t, c.holds, config.MaxRequests)
