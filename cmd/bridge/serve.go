@@ -161,12 +161,23 @@ func (c *serveConfig) prepare(ctx context.Context, nc *nats.Conn, js jetstream.J
 		}
 		state.set("streams: " + err.Error())
 		if !told {
-			log.Warn("waiting for NATS and its streams", "nats", maskURLs(c.Nats), "error", err)
+			log.Warn("waiting for NATS and its streams", "nats", c.place(), "error", err)
 		}
 		if !sleep(ctx, 500*time.Millisecond) {
 			return consumer, nil
 		}
 	}
+}
+
+// place is where NATS is looked for.
+func (c *serveConfig) place() string {
+	switch {
+	case c.Embedded:
+		return "in this process"
+	case c.contextWins():
+		return fmt.Sprintf("context %q", c.NatsContext)
+	}
+	return maskURLs(c.Nats)
 }
 
 // sleep reports whether the time passed before ctx ended.
