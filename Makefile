@@ -7,7 +7,7 @@ help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build bin/bridge
-	$(GO) build -trimpath -o bin/bridge ./cmd/bridge
+	$(GO) build -trimpath -buildvcs=false -o bin/bridge ./cmd/bridge
 
 sbom: build ## write bin/bridge.cdx.json, what bin/bridge is made of (CycloneDX)
 	$(GO) run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0 bin -json -output bin/bridge.cdx.json bin/bridge

@@ -30,6 +30,7 @@ type bridge struct {
 	keeper    *intake.Keeper
 	intake    *intake.Intake
 	engine    *poll.Engine
+	faults    *faultLog
 	publisher *publish.Publisher
 	keptFor   atomic.Int64  // how long logs are kept, in nanoseconds; 0: for ever
 	fleet     *fleet.Member // nil: there is no limit to share
@@ -47,13 +48,13 @@ func newBridge(cfg *serveConfig, nc *nats.Conn, js jetstream.JetStream, consumer
 	retriever poll.Retriever, full func() bool, log *slog.Logger, reg prometheus.Registerer,
 ) (*bridge, error) {
 	names := cfg.names()
-	b := &bridge{cfg: cfg, names: names, js: js, nc: nc, log: log, types: make(map[string]*poll.About)}
+	b := &bridge{cfg: cfg, names: names, js: js, nc: nc, log: log, faults: newFaultLog(retriever, log, reg), types: make(map[string]*poll.About)}
 	b.publisher = publish.New(publish.Config{
 		Conn: nc, JetStream: js, Names: names, MaxInline: int64(cfg.MaxInlineResult),
 		Metrics: publish.NewMetrics(reg), Log: log,
 	})
 	b.engine = poll.NewEngine(poll.Config{
-		Policy: cfg.policy(), Retriever: newFaultLog(retriever, log, reg), Sink: b.publisher,
+		Policy: cfg.policy(), Retriever: b.faults, Sink: b.publisher,
 		MaxPolls: cfg.MaxPolls, PollsPerSecond: cfg.PollsPerSecond, ResultMemory: int64(cfg.ResultMemory), Full: full,
 		Adaptive: cfg.Cadence == "adaptive", Metrics: poll.NewMetrics(reg), Log: log,
 	})
@@ -136,6 +137,7 @@ func (b *bridge) run(ctx, hard context.Context) {
 	keeping, release := context.WithCancel(context.WithoutCancel(ctx))
 	defer release()
 	leases.Go(func() { b.keeper.Run(keeping) })
+	leases.Go(func() { b.faults.run(keeping) })
 	running.Go(func() { b.engine.Run(hard) })
 	running.Go(func() { b.intake.Run(hard, ctx) })
 	if b.fleet != nil {

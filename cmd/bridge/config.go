@@ -138,7 +138,7 @@ func (c *serveConfig) validate() error {
 	if c.ResultMemory < c.MaxResult {
 		bad("result-memory", "%v does not hold one result of --max-result %v; give at least that, or lower --max-result", c.ResultMemory, c.MaxResult)
 	}
-	if c.MaxRequests > c.MaxAckPending {
+	if c.given.has("max-ack-pending") && c.MaxRequests > c.MaxAckPending { // else it is the consumer's: fit compares
 		if c.given.has("max-requests") {
 			bad("max-requests", "%d is more than --max-ack-pending %d, which all bridges share; lower it, or raise --max-ack-pending", c.MaxRequests, c.MaxAckPending)
 		}
@@ -210,16 +210,23 @@ func (c *serveConfig) checkDescriptors(bad complaint) {
 }
 
 // fit compares what this bridge is to hold with what the consumer, which may stand for longer than the bridge, gives out.
-func (c *serveConfig) fit(consumer jetstream.ConsumerConfig) error {
+func (c *serveConfig) fit(consumer jetstream.ConsumerConfig, stands bool) error {
 	most := consumer.MaxAckPending
 	if most <= 0 || c.MaxRequests <= most { // 0 and below: no limit
 		return nil
 	}
-	if c.given.has("max-requests") {
-		return &exitError{exitUsage, c.given.errorf("max-requests", "%d is more than the %d requests (max ack pending) that the consumer %s of %s gives to all bridges; lower it, or raise the consumer's: nats consumer edit %s %s --max-pending=%d",
-			c.MaxRequests, most, c.names().Consumer(), c.names().WorkStream(), c.names().WorkStream(), c.names().Consumer(), c.MaxRequests)}
+	bad := func(format string, args ...any) error {
+		return &exitError{exitUsage, c.given.errorf("max-requests", "%d is more than the %d requests (max ack pending) that "+format, append([]any{c.MaxRequests, most}, args...)...)}
 	}
-	c.MaxRequests = most
+	work, name := c.names().WorkStream(), c.names().Consumer()
+	switch {
+	case !c.given.has("max-requests"):
+		c.MaxRequests = most
+	case stands:
+		return bad("the consumer %s of %s gives to all bridges; lower it, or raise the consumer's: nats consumer edit %s %s --max-pending=%d", name, work, work, name, c.MaxRequests)
+	default:
+		return bad("all bridges share; lower it, or give --max-ack-pending too")
+	}
 	return nil
 }
 

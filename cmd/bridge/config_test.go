@@ -227,8 +227,10 @@ func TestWhatIsWrongIsNamedInOneLineWithItsMend(t *testing.T) {
 		{name: "proxy in the clear", args: "--upstream-proxy=http://u:topsecret@proxy.example.com", want: "carry the API key to proxy.example.com in the clear; use https for --upstream, or add --insecure-upstream"},
 		{name: "env proxy", env: "BRIDGE_UPSTREAM_PROXY=u:topsecret@x", want: "BRIDGE_UPSTREAM_PROXY: must begin with http://"},
 		{name: "file masked proxy", file: `upstream-proxy: http://********@127.0.0.1:1`, want: "c.yaml:1: upstream-proxy: the user is masked; put the real one in its place"},
-		{name: "path", args: "--upstream-path=x", want: `--upstream-path: "x" is not a path`},
-		{name: "key header", args: "--api-key-header=X:Y", want: `--api-key-header: "X:Y" cannot be a header's name`},
+		{name: "path", args: "--upstream-path=x", want: "--upstream-path: is not a path"},
+		{name: "path with a key", args: "--upstream-path=/x?api_key=topsecret", want: "--upstream-path: is not a path; give one such as /api/v1/retrieve_future, without a query"},
+		{name: "key header", args: "--api-key-header=X:Y", want: "--api-key-header: cannot be a header's name"},
+		{name: "key behind its header", env: "BRIDGE_API_KEY_HEADER=X-API-Key: topsecret", want: "BRIDGE_API_KEY_HEADER: cannot be a header's name; give the name alone"},
 		{name: "key file missing", args: "--api-key-file=/nowhere", want: "--api-key-file: no such file or directory; name a file that can be read"},
 		{name: "key for its file", args: "--api-key-file=topsecret", want: "--api-key-file: no such file or directory"},
 		{name: "key for its file, another", args: "- --upstream=https://x --upstream-cert=" + key + " --upstream-key=topsecret", want: "--upstream-cert: certificate and key cannot be used: no such file"},
@@ -236,6 +238,12 @@ func TestWhatIsWrongIsNamedInOneLineWithItsMend(t *testing.T) {
 		{name: "key file of two lines", args: "--api-key-file=" + key, want: "has more than one line"},
 		{name: "header line break", env: "X=", args: "--upstream-header=A=b\x01c", want: "--upstream-header: the value of A has a line break"},
 		{name: "header of HTTP", args: "--upstream-header=host=b", want: "--upstream-header: host is set by HTTP itself"},
+		{name: "header of compression", args: "--upstream-header=accept-encoding=gzip", want: "--upstream-header: accept-encoding is set by HTTP itself; leave it out"},
+		{name: "header of an upgrade", args: "--upstream-header=Upgrade=h2c", want: "--upstream-header: Upgrade is set by HTTP itself"},
+		{name: "header of an expectation", args: "--upstream-header=Expect=100-continue", want: "--upstream-header: Expect is set by HTTP itself"},
+		{name: "header of a connection", args: "--upstream-header=TE=trailers", want: "--upstream-header: TE is set by HTTP itself"},
+		{name: "header of trailers", args: "--upstream-header=Trailer=X", want: "--upstream-header: Trailer is set by HTTP itself"},
+		{name: "header of a proxy", args: "--upstream-header=Proxy-Authorization=topsecret", want: "--upstream-header: Proxy-Authorization is not for the upstream; give user and password in --upstream-proxy"},
 		{name: "header is the key's", env: "BRIDGE_API_KEY=topsecret", args: "--upstream-header=x-api-key=topsecret", want: "x-api-key already carries the API key"},
 
 		{name: "prefix", args: "--prefix=a..b", want: `--prefix: prefix "a..b": want tokens`},
@@ -243,6 +251,13 @@ func TestWhatIsWrongIsNamedInOneLineWithItsMend(t *testing.T) {
 		{name: "nats mixed", args: "--nats=ws://x,nats://y", want: "--nats: mixes web sockets"},
 		{name: "nats and context", args: "--nats=a --nats-context=b", want: "--nats-context: contradicts --nats; leave one of them out"},
 		{name: "creds", args: "--nats-creds=" + key, want: "is not a credentials file"},
+		{name: "creds for their file", env: "BRIDGE_NATS_CREDS=topsecret", want: "BRIDGE_NATS_CREDS: no such file or directory; name a file that can be read"},
+		{name: "nkey for its file", args: "--nats-nkey=topsecret", want: "--nats-nkey: no such file or directory; name a file that can be read"},
+		{name: "env nkey for its file", env: "BRIDGE_NATS_NKEY=topsecret", want: "BRIDGE_NATS_NKEY: no such file or directory"},
+		{name: "file nkey for its file", file: "nats-nkey: topsecret", want: "c.yaml:1: nats-nkey: no such file or directory"},
+		{name: "nkey too long for a file", args: "--nats-nkey=" + strings.Repeat("topsecret", 1000), want: "--nats-nkey: file name too long"},
+		{name: "key of a pair for its file", args: "--nats-cert=" + key + " --nats-key=topsecret", want: "--nats-cert: certificate and key cannot be used: no such file"},
+		{name: "URL for a context", args: "--nats-context=nats://u:topsecret@h", want: "--nats-context: is a URL; give the name of a context, or the URL as --nats"},
 		{name: "ca", args: "--nats-ca=" + key, want: "holds no certificate"},
 		{name: "cert alone", args: "--nats-cert=" + key, want: "--nats-cert: is of no use alone; give --nats-key too"},
 		{name: "key alone", args: "--nats-key=" + key, want: "--nats-key: is of no use alone; give --nats-cert too"},
@@ -261,7 +276,7 @@ func TestWhatIsWrongIsNamedInOneLineWithItsMend(t *testing.T) {
 		{name: "ages", args: "--timeout=200h", want: "--states-max-age: 192h0m0s is not longer than --timeout 200h0m0s"},
 		{name: "memory", args: "--result-memory=1KiB", want: "--result-memory: 1KiB does not hold one result of --max-result 64MiB; give at least that, or lower --max-result"},
 		{name: "large results", args: "--max-result=1GiB", want: "--result-memory: 256MiB does not hold one result of --max-result 1GiB"},
-		{name: "requests", args: "--max-requests=300000", want: "--max-requests: 300000 is more than --max-ack-pending 200000"},
+		{name: "requests", args: "--max-requests=300000 --max-ack-pending=200000", want: "--max-requests: 300000 is more than --max-ack-pending 200000"},
 		{name: "descriptors", args: "--max-polls=2000000000", want: "--max-polls: 2000000000 polls in flight need more than"},
 		{name: "http", args: "--http=8910", want: `--http: "8910" is not host:port; give one such as 127.0.0.1:8910, or none`},
 	} {
@@ -318,18 +333,21 @@ func TestAConsumerThatStandsBoundsWhatABridgeHolds(t *testing.T) {
 	for _, c := range []struct {
 		args  string
 		most  int // the consumer's
+		made  bool
 		holds int
 		want  string
 	}{
-		{"", 500, 500, ""},
-		{"", -1, 100_000, ""},
-		{"--max-requests=500", 500, 500, ""},
-		{"--max-requests=501", 500, 0, "--max-requests: 501 is more than the 500 requests (max ack pending) that the consumer bridge of TINKER_WORK gives to all bridges; " +
+		{"", 500, false, 500, ""},
+		{"", -1, false, 100_000, ""},
+		{"--max-requests=500", 500, false, 500, ""},
+		{"--max-requests=250000", 300_000, false, 250_000, ""},
+		{"--max-requests=250000", 200_000, true, 0, "--max-requests: 250000 is more than the 200000 requests (max ack pending) that all bridges share; lower it, or give --max-ack-pending too"},
+		{"--max-requests=501", 500, false, 0, "--max-requests: 501 is more than the 500 requests (max ack pending) that the consumer bridge of TINKER_WORK gives to all bridges; " +
 			"lower it, or raise the consumer's: nats consumer edit TINKER_WORK bridge --max-pending=501"},
 	} {
 		config, err := parseServe(t, append([]string{up}, strings.Fields(c.args)...)...)
 		require.NoError(t, err)
-		err = config.fit(jetstream.ConsumerConfig{MaxAckPending: c.most})
+		err = config.fit(jetstream.ConsumerConfig{MaxAckPending: c.most}, !c.made)
 		if c.want == "" {
 			require.NoError(t, err)
 			require.Equal(t, c.holds, config.MaxRequests)

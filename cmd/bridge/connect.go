@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -63,6 +64,9 @@ func (f *natsFlags) validate() error {
 	if f.NatsContext != "" && f.given.rank("nats") == f.given.rank("nats-context") {
 		bad("nats-context", "contradicts %s; leave one of them out", f.given.label("nats"))
 	}
+	if strings.Contains(f.NatsContext, "://") { // with a password, perhaps
+		bad("nats-context", "is a URL; give the name of a context, or the URL as --nats")
+	}
 	websockets := 0
 	urls := strings.Split(f.Nats, ",")
 	for _, text := range urls {
@@ -81,16 +85,17 @@ func (f *natsFlags) validate() error {
 	if websockets > 0 && websockets < len(urls) {
 		bad("nats", "mixes web sockets with other URLs; use one kind")
 	}
+	// A name of a file that cannot be read is not repeated either: by mistake it is what the file should hold.
 	if f.NatsCreds != "" {
 		if text, err := os.ReadFile(f.NatsCreds); err != nil {
-			bad("nats-creds", "%v; name a file that can be read", err)
+			bad("nats-creds", "%v; name a file that can be read", pathless(err))
 		} else if !bytes.Contains(text, []byte("-----BEGIN NATS USER JWT-----")) {
 			bad("nats-creds", "%s is not a credentials file; name one as nsc writes them", f.NatsCreds)
 		}
 	}
 	if f.NatsNkey != "" {
-		if _, err := nats.NkeyOptionFromSeed(f.NatsNkey); errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-			bad("nats-nkey", "%v; name a file that can be read", err)
+		if _, err := nats.NkeyOptionFromSeed(f.NatsNkey); errors.As(err, new(*fs.PathError)) {
+			bad("nats-nkey", "%v; name a file that can be read", pathless(err))
 		} else if err != nil { // what it holds is a secret
 			bad("nats-nkey", "%s holds no nkey seed of a user; name a file with one that begins with SU, as nk -gen user prints it", f.NatsNkey)
 		}
@@ -106,7 +111,7 @@ func (f *natsFlags) validate() error {
 	checkCA(bad, "nats-ca", f.NatsCA)
 	if isPair(bad, "nats-cert", f.NatsCert, "nats-key", f.NatsKey) {
 		if _, err := tls.LoadX509KeyPair(f.NatsCert, f.NatsKey); err != nil {
-			bad("nats-cert", "certificate and key cannot be used: %v; name the PEM files of one pair", err)
+			bad("nats-cert", "certificate and key cannot be used: %v; name the PEM files of one pair", pathless(err))
 		}
 	}
 	if _, err := publish.NewNames(f.Prefix); err != nil {
@@ -220,7 +225,7 @@ func (f *natsFlags) handlers(o dialOptions) []nats.Option {
 		if o.inProcess != nil {
 			return "in this process"
 		}
-		return nc.ConnectedUrlRedacted()
+		return maskURLs(nc.ConnectedUrl()) // nats.go's own redaction shows a token
 	}
 	var mu sync.Mutex
 	var told time.Time
@@ -281,6 +286,7 @@ func (f *natsFlags) mend(err error) error {
 	var dns *net.DNSError
 	var expired x509.CertificateInvalidError
 	var op *net.OpError
+	var unparsable *url.Error
 	where := "NATS at " + maskURLs(f.Nats)
 	if f.contextWins() {
 		where = fmt.Sprintf("NATS (context %q)", f.NatsContext)
@@ -300,6 +306,8 @@ func (f *natsFlags) mend(err error) error {
 		return fmt.Errorf("%s wants TLS: use tls:// in the URL, with --nats-ca if its authority is your own", where)
 	case errors.Is(err, nats.ErrSecureConnWanted):
 		return fmt.Errorf("%s does not speak TLS: use nats:// in the URL, without --nats-ca and --nats-cert", where)
+	case errors.As(err, &unparsable): // it repeats the URL, of a context here
+		return fmt.Errorf("%s: its URL is not one: correct the context", where)
 	case errors.As(err, &dns):
 		return fmt.Errorf("%s: there is no host %s: correct --nats", where, dns.Name)
 	case errors.Is(err, nats.ErrNoServers):

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -102,4 +103,26 @@ func TestCredentialsAndContextsAreUsed(t *testing.T) {
 	var exit *exitError
 	require.ErrorAs(t, err, &exit)
 	require.Equal(t, exitUsage, exit.code)
+
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "work.json"), []byte(`{"url":"nats://ada:topsecret@h:x"}`), 0o600))
+	_, _, err = f.dial(dialOptions{log: silent()})
+	require.EqualError(t, err, `NATS (context "work"): its URL is not one: correct the context`)
+}
+
+func TestWhereNATSIsWaitedForIsSaid(t *testing.T) {
+	clearEnv(t)
+	for flag, want := range map[string]string{
+		"--nats-context=home":     `nats="context \"home\""`,
+		"--nats=nats://token@h:1": "nats=nats://" + mask + "@h:1",
+		"--embedded":              `nats="in this process"`,
+	} {
+		config, err := parseServe(t, up, flag)
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		var log bytes.Buffer
+		_, err = config.prepare(ctx, &nats.Conn{}, nil, newReadiness(""), slog.New(slog.NewTextHandler(&log, nil)))
+		require.NoError(t, err)
+		require.Contains(t, log.String(), want)
+	}
 }

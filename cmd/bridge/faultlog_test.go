@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -27,6 +28,9 @@ func TestAFaultIsToldOnceThenCountedThenOver(t *testing.T) {
 		var log testbed.Log
 		var answer api.Outcome
 		f := newFaultLog(answering(func(api.Query) api.Outcome { return answer }), slog.New(slog.NewJSONHandler(&log, nil)), prometheus.NewRegistry())
+		running, stop := context.WithCancel(t.Context())
+		defer stop()
+		go f.run(running)
 		poll := func(id string, o api.Outcome) {
 			answer = o
 			f.Retrieve(t.Context(), api.Query{RequestID: id})
@@ -41,9 +45,9 @@ func TestAFaultIsToldOnceThenCountedThenOver(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 		}
+		time.Sleep(5 * time.Second)
 		poll("req-2", api.Outcome{Kind: api.Pending, OddHint: "soon"})
-		time.Sleep(59 * time.Second)
-		poll("healthy", good)
+		time.Sleep(59 * time.Second) // without a poll
 		lines := jsonLines(t, &log)
 		require.Len(t, lines, 4)
 		for i, want := range []map[string]any{
@@ -57,10 +61,9 @@ func TestAFaultIsToldOnceThenCountedThenOver(t *testing.T) {
 			}
 		}
 		time.Sleep(time.Minute)
-		poll("healthy", good)
+		synctest.Wait()
 		require.Len(t, jsonLines(t, &log), 5, "the odd hint is over too")
 		require.Empty(t, f.known)
-		require.Zero(t, f.next.Load())
 		var counted dto.Metric
 		require.NoError(t, f.oddHints.Write(&counted))
 		require.InDelta(t, 1, counted.GetCounter().GetValue(), 0)
@@ -74,6 +77,57 @@ func TestAFaultIsToldOnceThenCountedThenOver(t *testing.T) {
 		answer = api.Outcome{Kind: api.NoAnswer}
 		f.Retrieve(ended, api.Query{RequestID: "req-4"})
 		require.Len(t, jsonLines(t, &log), 6, "a poll that our own end broke off is nobody's fault")
+	})
+}
+
+func TestEachCauseIsToldWithItsOwnRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log testbed.Log
+		var answer api.Outcome
+		f := newFaultLog(answering(func(api.Query) api.Outcome { return answer }), slog.New(slog.NewJSONHandler(&log, nil)), prometheus.NewRegistry())
+		poll := func(id string, kind api.Kind, cause string) {
+			answer = api.Outcome{Kind: kind, Failure: &api.Failure{Message: cause}}
+			f.Retrieve(t.Context(), api.Query{RequestID: id})
+		}
+		causes := []string{
+			"the upstream cannot be reached: read tcp 127.0.0.1:%d->127.0.0.1:80: read: connection reset by peer",
+			"the upstream cannot be reached: EOF", "the answer broke off: unexpected EOF",
+			`the upstream cannot be reached: net/http: HTTP/1.x transport connection broken: malformed HTTP response "SSH-%d.0 a b"`,
+			"the answer broke off: gzip: invalid checksum",
+		}
+		at := func(i int, cause string) string {
+			if strings.Contains(cause, "%d") {
+				return fmt.Sprintf(cause, i)
+			}
+			return cause
+		}
+		for i := range 100 {
+			for j, cause := range causes {
+				poll(fmt.Sprintf("req-%d-%d", j, i), api.Malformed, at(i, cause))
+			}
+			poll("other", api.ServerFault, causes[1])
+		}
+		lines := jsonLines(t, &log)
+		require.Len(t, lines, len(causes)+1)
+		for j, cause := range causes {
+			require.Equal(t, fmt.Sprintf("req-%d-0", j), lines[j]["request"])
+			require.Equal(t, at(0, cause), lines[j]["cause"])
+		}
+		require.Equal(t, "server_fault", lines[len(causes)]["outcome"])
+		time.Sleep(faultEvery)
+		poll("req", api.Malformed, causes[1])
+		require.InDelta(t, 100, jsonLines(t, &log)[len(causes)+1]["times"], 0)
+
+		// An upstream that invents them is told of no longer, but counted.
+		word := func(i int) string { return strings.Repeat(string(rune('a'+i%26)), 1+i/26) }
+		for i := range 1000 {
+			poll("req", api.Malformed, word(i))
+			poll("req", api.ServerFault, word(i)+strings.Repeat(" long", 100))
+		}
+		require.LessOrEqual(t, len(f.known), maxFaults+2)
+		require.Len(t, jsonLines(t, &log), len(f.known)+1, "those that are known, and one for the second time")
+		f.forget(time.Now().Add(faultEvery))
+		require.Empty(t, f.known)
 	})
 }
 

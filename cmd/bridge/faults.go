@@ -3,8 +3,8 @@ package main
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -13,8 +13,14 @@ import (
 	"futurebridge/internal/poll"
 )
 
-// faultEvery is how often a fault that goes on is told, and how long it must be gone to be over.
-const faultEvery = time.Minute
+const (
+	// faultEvery is how often a fault that goes on is told, and how long it must be gone to be over.
+	faultEvery = time.Minute
+	// maxFaults bounds the faults that are told apart by their causes, which an upstream may invent without end. Beyond it
+	// those that the same mends are one.
+	maxFaults  = 48
+	longestTag = 80 // bytes
+)
 
 // faultLog tells the operator of the upstream's faults: each kind with its first request, the cause and what mends it,
 // then how often it came, once a minute, and when it is over. Thousands of polls may meet the same fault.
@@ -23,16 +29,15 @@ type faultLog struct {
 	log      *slog.Logger
 	oddHints prometheus.Counter
 
-	next  atomic.Int64 // when to look for faults that are over, in Unix nanoseconds; 0: there are none
 	mu    sync.Mutex
-	known map[string]*fault // by what mends them
+	known map[string]*fault // by outcome and kind of cause
 }
 
 // fault is one kind, while it lasts.
 type fault struct {
-	outcome      string
-	times, since int // in all, and since it was told
-	told, last   time.Time
+	outcome, cause string
+	times, since   int // in all, and since it was told
+	told, last     time.Time
 }
 
 func newFaultLog(r poll.Retriever, log *slog.Logger, reg prometheus.Registerer) *faultLog {
@@ -55,7 +60,7 @@ func (f *faultLog) Retrieve(ctx context.Context, q api.Query) api.Outcome {
 	}
 	if o.OddHint != "" {
 		f.oddHints.Inc()
-		f.tell(q.RequestID, "odd_hint", "the wait "+o.OddHint, "have the upstream say one number of seconds, from 0 to 300; it is kept within that")
+		f.tell(q.RequestID, "odd_hint", "", "the wait "+o.OddHint, "have the upstream say one number of seconds, from 0 to 300; it is kept within that")
 	}
 	// The engine itself tells of a refused key: it stops everything.
 	if mend := o.Mend(); mend != "" && o.Kind != api.Unauthorized {
@@ -63,21 +68,44 @@ func (f *faultLog) Retrieve(ctx context.Context, q api.Query) api.Outcome {
 		if o.Failure != nil {
 			cause = o.Failure.Message
 		}
-		f.tell(q.RequestID, o.Kind.String(), cause, mend)
+		f.tell(q.RequestID, o.Kind.String(), tag(cause), cause, mend)
 	}
-	f.forget()
 	return o
 }
 
-func (f *faultLog) tell(id, outcome, cause, mend string) {
+// tag is what all causes of a kind have in common: their words without what is quoted or has digits, as addresses, sizes
+// and ids do.
+func tag(cause string) string {
+	var common strings.Builder
+	quoted := false
+	for word := range strings.FieldsSeq(cause) {
+		if common.Len() >= longestTag {
+			break
+		}
+		within := quoted
+		if strings.Count(word, `"`)%2 == 1 {
+			quoted = !quoted
+		}
+		if !within && !strings.ContainsAny(word, `"0123456789`) {
+			common.WriteString(word + " ")
+		}
+	}
+	return common.String()[:min(common.Len(), longestTag)]
+}
+
+func (f *faultLog) tell(id, outcome, tag, cause, mend string) {
 	now := time.Now()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	known := f.known[mend]
+	key := outcome + " " + tag
+	known := f.known[key]
+	if known == nil && len(f.known) >= maxFaults {
+		key = mend
+		known = f.known[key]
+	}
 	if known == nil {
-		known = &fault{outcome: outcome}
-		f.known[mend] = known
-		f.next.CompareAndSwap(0, now.Add(faultEvery).UnixNano())
+		known = &fault{outcome: outcome, cause: cause}
+		f.known[key] = known
 	}
 	known.times++
 	known.since++
@@ -89,25 +117,28 @@ func (f *faultLog) tell(id, outcome, cause, mend string) {
 	known.told, known.since = now, 0
 }
 
-// forget says of which faults nothing was heard for a while.
-func (f *faultLog) forget() {
-	now := time.Now()
-	if next := f.next.Load(); next == 0 || now.UnixNano() < next {
-		return
+// run says of which faults nothing was heard for a while, until ctx ends: also when nothing is polled any more.
+func (f *faultLog) run(ctx context.Context) {
+	ticker := time.NewTicker(faultEvery / 12)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			f.forget(time.Now())
+		case <-ctx.Done():
+			return
+		}
 	}
+}
+
+func (f *faultLog) forget(now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	next := int64(0)
-	for mend, known := range f.known {
-		over := known.last.Add(faultEvery)
-		if now.Before(over) {
-			if next == 0 || over.UnixNano() < next {
-				next = over.UnixNano()
-			}
+	for key, known := range f.known {
+		if now.Sub(known.last) < faultEvery {
 			continue
 		}
-		f.log.Info("a fault of the upstream is over", "outcome", known.outcome, "times", known.times, "last", known.last.UTC())
-		delete(f.known, mend)
+		f.log.Info("a fault of the upstream is over", "outcome", known.outcome, "times", known.times, "last", known.last.UTC(), "cause", known.cause)
+		delete(f.known, key)
 	}
-	f.next.Store(next)
 }

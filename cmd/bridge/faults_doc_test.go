@@ -41,7 +41,8 @@ answer, to one that gets it once, and beside requests that get none. Of every on
   its first poll ends it.
 - Connections and goroutines are given back. Nothing is sent to another host than the upstream, and no cookie.
 - The log has one warning, ` + "`a fault of the upstream`" + `, with the request, the cause and what to do. While the same goes on, it has one
-  more a minute, with how many there were; then one line when it was gone for a minute. The API key is in none of them.
+  more a minute, with how many there were; then one line when it was gone for a minute. Causes that differ in numbers, addresses and what is
+  quoted are the same; of more than 48 at a time those are that want the same done. The API key is in none of these lines.
 - Memory stays bounded when a thousand polls meet all of them at the same moment. What is resident beyond the start is at most
   ` + "`--result-memory`" + `, 80 KiB for each of ` + "`--max-polls`" + ` and 32 MiB of garbage, over HTTP/1.1 and over HTTP/2
   (` + "`TestAProcessStaysWithinItsMemory`" + `).

@@ -193,7 +193,7 @@ func (f *upstreamFault) check(t *testing.T, polls []seenPoll, end history.Record
 	}
 }
 
-// checkLog wants of each fault one line, with a request, the cause and what mends it, and then one a minute at most.
+// checkLog wants of each kind of fault one line, with a request, the cause and what mends it, and then one a minute at most.
 func checkLog(t *testing.T, lines []map[string]any, seen *evidence) {
 	told := map[string][]time.Time{}
 	for _, line := range lines {
@@ -204,16 +204,20 @@ func checkLog(t *testing.T, lines []map[string]any, seen *evidence) {
 		require.NoError(t, err)
 		require.NotEmpty(t, line["request"])
 		require.NotEmpty(t, line["cause"])
-		hint := line["hint"].(string)
-		if before := told[hint]; before != nil {
-			require.GreaterOrEqual(t, at.Sub(before[len(before)-1]), faultEvery, hint)
+		require.NotEmpty(t, line["hint"])
+		kind := line["outcome"].(string)
+		if kind != "odd_hint" {
+			kind += " " + tag(line["cause"].(string))
 		}
-		told[hint] = append(told[hint], at)
+		if before := told[kind]; before != nil {
+			require.GreaterOrEqual(t, at.Sub(before[len(before)-1]), faultEvery, kind)
+		}
+		told[kind] = append(told[kind], at)
 	}
 	for _, polls := range seen.polls {
 		for _, p := range polls {
 			if mend := p.outcome.Mend(); mend != "" && p.outcome.Kind != api.Unauthorized {
-				require.Contains(t, told, mend)
+				require.Contains(t, told, p.outcome.Kind.String()+" "+tag(causeOf(p.outcome)))
 			}
 		}
 	}

@@ -9,11 +9,14 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
+	"unicode"
 
 	"github.com/alecthomas/kong"
 
+	"futurebridge/client"
 	"futurebridge/internal/bench"
 )
 
@@ -86,11 +89,33 @@ func report(err error, stderr io.Writer) (code int) {
 	exit := &exitError{exitFailed, err}
 	errors.As(err, &exit)
 	if exit.err != nil {
-		for line := range strings.Lines(err.Error()) {
-			fmt.Fprintln(stderr, "bridge:", strings.TrimRight(line, "\n"))
-		}
+		tell(err, stderr)
 	}
 	return exit.code
+}
+
+// tell is one line for each of the errors that err may be of. What an upstream wrote is one line at most.
+func tell(err error, stderr io.Writer) {
+	lines := strings.Split(strings.TrimRight(err.Error(), "\n"), "\n")
+	if errors.As(err, new(*client.RequestError)) {
+		lines = []string{err.Error()}
+	}
+	for _, line := range lines {
+		fmt.Fprintln(stderr, "bridge:", harmless(line))
+	}
+}
+
+// harmless quotes what a terminal would act upon, or not show.
+func harmless(text string) string {
+	var b strings.Builder
+	for _, r := range text {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
 }
 
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {

@@ -225,6 +225,25 @@ func TestServeSaysWhatItCannotDo(t *testing.T) {
 		require.Contains(t, p.log(), "stream OTHER_RESULTS: subjects is [mine], want [ingest.other.result.*]")
 		require.EqualValues(t, 0, s.stored("OTHER_STATES"), "nothing was made")
 	})
+	t.Run("a consumer that gives out less", func(t *testing.T) {
+		pending := 5000
+		names, err := publish.NewNames("small")
+		require.NoError(t, err)
+		_, err = publish.Ensure(t.Context(), s.js, names, publish.Options{MaxAckPending: &pending})
+		require.NoError(t, err)
+		serve := func(args ...string) string {
+			p := start(t, append([]string{"serve", "--nats", s.nats.ClientURL(), "--upstream", s.url, "--http", "none"}, args...)...)
+			require.ErrorContains(t, p.wait(), "exit status 2")
+			return p.log()
+		}
+		require.Contains(t, serve("--prefix=small", "--max-requests=10000", "--max-ack-pending=10000"),
+			"max ack pending (--max-ack-pending) is 5000, want 10000: nats consumer edit SMALL_WORK bridge --max-pending=10000")
+		require.Contains(t, serve("--prefix=small", "--max-requests=10000"),
+			"--max-requests: 10000 is more than the 5000 requests (max ack pending) that the consumer bridge of SMALL_WORK gives to all bridges")
+		require.Contains(t, serve("--prefix=new", "--max-requests=250000"), "250000 is more than the 200000 requests (max ack pending) that all bridges share")
+		_, err = s.js.Stream(t.Context(), "NEW_WORK")
+		require.ErrorIs(t, err, jetstream.ErrStreamNotFound, "nothing was made")
+	})
 	t.Run("an upstream that is absent", func(t *testing.T) {
 		p := start(t, "serve", "--nats", s.nats.ClientURL(), "--upstream", "http://127.0.0.1:1", "--http", "127.0.0.1:0")
 		s.await("it says so", func() bool { return strings.Contains(p.log(), "the upstream cannot be reached") })

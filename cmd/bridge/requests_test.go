@@ -78,6 +78,16 @@ func (d *desk) end(id string, status poll.Status, body string) {
 	require.NoError(d.t, d.publisher.Finish(d.t.Context(), r, result))
 }
 
+// body is the result that is stored of an id.
+func (d *desk) body(id string) string {
+	d.t.Helper()
+	stream, err := d.js.Stream(d.t.Context(), d.names.ResultsStream())
+	require.NoError(d.t, err)
+	msg, err := stream.GetLastMsgForSubject(d.t.Context(), "tinker.result."+id)
+	require.NoError(d.t, err)
+	return string(msg.Data)
+}
+
 // run runs a command to its end.
 func (d *desk) run(stdin string, args ...string) (code int, stdout, stderr string) {
 	d.t.Helper()
@@ -162,6 +172,25 @@ func TestResultPrintsTheUpstreamsBytesAndItsExitCode(t *testing.T) {
 		code, _, _ := d.run("", "result", id)
 		require.Equal(t, 4, code, id)
 	}
+}
+
+func TestWhatAnUpstreamWritesMovesNoCursor(t *testing.T) {
+	d := newDesk(t)
+	message := "\x1b[2J\x1b]0;owned\a a\rb\nbridge: all is well\u202e\u009b1m ä"
+	d.end("bad", poll.Failed, message)
+	d.end("gone", poll.Lost, message)
+	body := d.body("bad")
+	require.Contains(t, body, `\u001b[2J`)
+	for _, command := range []string{"result", "wait"} {
+		code, stdout, stderr := d.run("", command, "bad")
+		require.Equal(t, exitReqFail, code)
+		require.Equal(t, body, stdout, "the bytes that are stored")
+		require.Equal(t, `bridge: request "bad" failed: \x1b[2J\x1b]0;owned\a a\rb\nbridge: all is well\u202e\u009b1m ä`+"\n", stderr)
+	}
+	code, _, stderr := d.run("", "wait", "bad", "gone")
+	require.Equal(t, exitReqFail, code)
+	require.Equal(t, 2, strings.Count(stderr, "\n"))
+	require.NotContains(t, stderr, "\x1b")
 }
 
 func TestWaitOfOnePrintsItsBytes(t *testing.T) {

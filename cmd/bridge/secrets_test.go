@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -21,6 +22,8 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
+
+	"futurebridge/internal/testbed"
 )
 
 // Every secret has the word canary in it, so that a part of one is found too.
@@ -30,6 +33,7 @@ const (
 	teamToken   = "team-canary-token"
 	proxySecret = "pw-canary-proxy"
 	natsSecret  = "pw-canary-nats"
+	natsToken   = "token-canary-nats"
 )
 
 // tattler is an upstream, and an HTTP proxy to itself, that tells everybody what it was sent.
@@ -107,6 +111,22 @@ func behindAPassword(t *testing.T) (url string, js jetstream.JetStream) {
 	require.NoError(t, err)
 	t.Cleanup(nc.Close)
 	return url, js
+}
+
+// behindAToken is a NATS server that wants one; renew has it end in lame duck mode and come back.
+func behindAToken(t *testing.T) (url string, renew func()) {
+	t.Helper()
+	options := &server.Options{
+		Authorization: natsToken, JetStream: true, Port: server.RANDOM_PORT,
+		LameDuckDuration: time.Second, LameDuckGracePeriod: 100 * time.Millisecond,
+	}
+	s := testbed.NewServer(t, options)
+	addr := s.Running().Addr().(*net.TCPAddr)
+	options.Port = addr.Port
+	return "nats://" + natsToken + "@" + addr.String(), func() {
+		s.Running().LameDuckShutdown()
+		s.Restart(options)
+	}
 }
 
 // clean fails when a secret, or a part of one, is in what somebody can read.
@@ -219,6 +239,16 @@ func TestNoSecretIsInAnythingThatCanBeRead(t *testing.T) {
 	require.NoError(t, p.end(syscall.SIGTERM))
 	clean(t, "log without NATS", p.log())
 
+	// A user name alone is a token.
+	tokenURL, renew := behindAToken(t)
+	p = start(t, append(args, "--nats", tokenURL)...)
+	p.value("submit_to")
+	renew()
+	eventually("NATS is back", func() bool { return strings.Contains(p.log(), "connected to NATS again") })
+	require.Contains(t, p.log(), "lame duck")
+	require.NoError(t, p.end(syscall.SIGTERM))
+	clean(t, "log with a token", p.log())
+
 	stored := everything(t, js)
 	require.Equal(t, ended, strings.Count("\n"+stored, "\ntinker.result."))
 	require.Contains(t, stored, "[redacted]", "the upstream did tell")
@@ -231,7 +261,9 @@ func TestNoSecretIsInAnythingThatCanBeRead(t *testing.T) {
 	for _, wrong := range []string{
 		"--api-key=canary", "--upstream=http://u:canary@127.0.0.1:x", "--upstream=http://u:canary@127.0.0.1", "--upstream=http://127.0.0.1?canary",
 		"--upstream-proxy=canary", "--upstream-proxy=http://u:canary@:x", "--upstream-header=canary", "--upstream-header=A=canary\x01",
-		"--nats=nats://u:canary@:x", "--nats=http://u:canary@h",
+		"--nats=nats://u:canary@:x", "--nats=http://u:canary@h", "--nats-context=nats://u:canary@h",
+		"--nats-nkey=SUACANARY", "--nats-nkey=" + strings.Repeat("canary", 1000), "--nats-creds=-----BEGIN NATS USER JWT-----\ncanary",
+		"--api-key-header=X-API-Key: canary", "--upstream-path=/x?api_key=canary", "--upstream-path=canary",
 	} {
 		clean(t, wrong[:8], run(t.Context(), append(proxied, wrong), nil, io.Discard, io.Discard).Error())
 	}

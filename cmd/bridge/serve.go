@@ -85,9 +85,6 @@ func (c *serveCmd) Run(ctx context.Context, io stdio) error {
 	if err != nil || ctx.Err() != nil {
 		return err
 	}
-	if err := c.fit(consumer); err != nil {
-		return err
-	}
 	if err := c.reachUpstream(ctx, state, log); err != nil || ctx.Err() != nil {
 		return err
 	}
@@ -138,33 +135,49 @@ func (c *serveConfig) policy() poll.Policy {
 	return p
 }
 
-// prepare waits for NATS, then makes or checks the streams. What stands and differs is an error at once; what cannot
-// be asked yet is waited for.
+// prepare waits for NATS, then makes or checks the streams. What stands and does not fit the settings is an error at
+// once; what cannot be asked yet is waited for.
 func (c *serveConfig) prepare(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, state *readiness, log *slog.Logger) (jetstream.ConsumerConfig, error) {
+	options := c.streamOptions()
+	options.Check = c.fit
 	for told := false; ; told = true {
 		var consumer jetstream.ConsumerConfig
 		err := errors.New("not connected to NATS")
 		if nc.IsConnected() {
 			try, cancel := context.WithTimeout(ctx, 10*time.Second)
-			consumer, err = publish.Ensure(try, js, c.names(), c.streamOptions())
+			consumer, err = publish.Ensure(try, js, c.names(), options)
 			cancel()
 		}
 		var refused *jetstream.APIError
 		var mismatch *publish.MismatchError
+		var unfit *exitError
 		switch {
 		case err == nil:
 			return consumer, nil
-		case errors.As(err, &mismatch), errors.As(err, &refused) && refused.Code < 500:
+		case errors.As(err, &mismatch) && mismatch.Asked:
+			return consumer, usagef("%w", err)
+		case errors.As(err, &mismatch), errors.As(err, &unfit), errors.As(err, &refused) && refused.Code < 500:
 			return consumer, err
 		}
 		state.set("streams: " + err.Error())
 		if !told {
-			log.Warn("waiting for NATS and its streams", "nats", maskURLs(c.Nats), "error", err)
+			log.Warn("waiting for NATS and its streams", "nats", c.place(), "error", err)
 		}
 		if !sleep(ctx, 500*time.Millisecond) {
 			return consumer, nil
 		}
 	}
+}
+
+// place is where NATS is looked for.
+func (c *serveConfig) place() string {
+	switch {
+	case c.Embedded:
+		return "in this process"
+	case c.contextWins():
+		return fmt.Sprintf("context %q", c.NatsContext)
+	}
+	return maskURLs(c.Nats)
 }
 
 // sleep reports whether the time passed before ctx ended.

@@ -33,6 +33,13 @@ func (c *serveConfig) speak() {
 	}
 }
 
+// ofHTTP are headers about the connection or the form of a message, which belong to net/http: with an Accept-Encoding of
+// somebody else's it hands on answers compressed, and HTTP/2 fails every poll for an Upgrade.
+var ofHTTP = []string{
+	"Accept-Encoding", "Connection", "Content-Encoding", "Content-Length", "Content-Type", "Expect", "Host", "HTTP2-Settings", "Keep-Alive",
+	"Proxy-Connection", "TE", "Trailer", "Transfer-Encoding", "Upgrade",
+}
+
 func (c *serveConfig) checkUpstream(bad complaint) {
 	switch u, err := url.Parse(c.Upstream); {
 	case c.Upstream == "":
@@ -51,12 +58,12 @@ func (c *serveConfig) checkUpstream(bad complaint) {
 		bad("upstream", "plain http to %s sends the API key in the clear; use https, or add --insecure-upstream", u.Hostname())
 	}
 	if !strings.HasPrefix(c.UpstreamPath, "/") || strings.ContainsAny(c.UpstreamPath, "?# \t\r\n") {
-		bad("upstream-path", "%q is not a path; give one such as /api/v1/retrieve_future", c.UpstreamPath)
+		bad("upstream-path", "is not a path; give one such as /api/v1/retrieve_future, without a query") // which may hold a key
 	}
 	c.checkUpstreamTLS(bad)
 	c.checkProxy(bad)
 	if !isToken(c.APIKeyHeader) {
-		bad("api-key-header", "%q cannot be a header's name; give one such as X-API-Key", c.APIKeyHeader)
+		bad("api-key-header", "cannot be a header's name; give the name alone, such as X-API-Key") // the key may stand behind it
 	}
 	key, flag, err := c.readAPIKey()
 	if err != nil {
@@ -65,9 +72,10 @@ func (c *serveConfig) checkUpstream(bad complaint) {
 	c.apiKey = key
 	for _, h := range c.UpstreamHeader {
 		switch {
-		case slices.ContainsFunc([]string{"Host", "Connection", "Content-Length", "Content-Type", "Transfer-Encoding"},
-			func(own string) bool { return strings.EqualFold(own, h.name) }):
+		case slices.ContainsFunc(ofHTTP, func(own string) bool { return strings.EqualFold(own, h.name) }):
 			bad("upstream-header", "%s is set by HTTP itself; leave it out", h.name)
+		case strings.EqualFold(h.name, "Proxy-Authorization"): // over TLS the upstream would get it, and not the proxy
+			bad("upstream-header", "%s is not for the upstream; give user and password in --upstream-proxy", h.name)
 		case h.value == mask:
 			bad("upstream-header", "the value of %s is masked; put the real one in its place", h.name)
 		case !isHeaderValue(h.value):

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -74,7 +73,7 @@ func (c *waitCmd) waitForAll(ctx, waiting context.Context, bridge *client.Client
 				return err
 			}
 			codes[exit.code] = true
-			fmt.Fprintln(std.err, "bridge:", err)
+			tell(err, std.err)
 		}
 		return nil
 	}

@@ -110,7 +110,7 @@ func FuzzRetryAfter(f *testing.F) {
 	for _, value := range []string{
 		"", "0", "7", "-7", "1.5", "NaN", "Inf", "-Inf", "1e999", "1e-999", "0x1p4", "1_000", "soon", " 3 ", "9223372036854775807", "18446744073709551616",
 		"Sun, 01 Mar 2026 12:00:30 GMT", "Sunday, 01-Mar-26 12:00:30 GMT", "Sun Mar  1 12:00:30 2026", "Fri, 31 Dec 9999 23:59:59 GMT", "Mon, 01 Jan 0001 00:00:00 GMT",
-		"null", "true", `"5000"`, `{"a":1}`, "[1]",
+		"1, 6", ",", "Sun, 01 Mar 2026 12:00:30 GMT, 6", "Sun,Sun, 01 Mar 2026 12:00:30 GMT", "null", "true", `"5000"`, `{"a":1}`, "[1]",
 	} {
 		f.Add(value, value)
 	}

@@ -28,7 +28,7 @@ func (h *hint) add(text string, wait time.Duration, ok bool) {
 
 // header reads the headers of an answer that arrived at now.
 func (h *hint) header(header http.Header, now time.Time) {
-	seconds, ms := header["Retry-After"], header["Retry-After-Ms"]
+	seconds, ms := unfold(header["Retry-After"]), unfold(header["Retry-After-Ms"])
 	for _, v := range ms {
 		h.number(v, time.Millisecond)
 	}
@@ -44,6 +44,34 @@ func (h *hint) header(header http.Header, now time.Time) {
 	}
 }
 
+// unfold takes apart what a proxy on the way made one line of. Some dates have a comma of their own.
+func unfold(lines []string) (values []string) {
+	for _, line := range lines {
+		for more := true; more; {
+			var value string
+			value, line, more = strings.Cut(line, ",")
+			day, rest, _ := strings.Cut(line, ",")
+			if date := strings.TrimSpace(value + "," + day); more && isDate(date) {
+				value, line = date, rest
+				more = rest != ""
+			}
+			if value = strings.TrimSpace(value); value != "" {
+				values = append(values, value)
+			}
+		}
+	}
+	return values
+}
+
+// isDate knows dates that have a comma.
+func isDate(text string) bool {
+	if len(text) < len(http.TimeFormat) { // the shortest of them: thousands of commas are cheap
+		return false
+	}
+	_, err := http.ParseTime(text)
+	return err == nil
+}
+
 func (h *hint) body(ms, s gjson.Result) {
 	h.number(ms.String(), time.Millisecond)
 	h.number(s.String(), time.Second)
@@ -57,6 +85,8 @@ func (h *hint) number(text string, unit time.Duration) {
 	}
 	f, err := strconv.ParseFloat(s, 64)
 	switch {
+	case strings.ContainsAny(s, "xX"): // hexadecimal to ParseFloat
+		h.add(text, 0, false)
 	case math.IsNaN(f) || err != nil && !math.IsInf(f, 0) || f < 0:
 		h.add(text, 0, false)
 	case f*float64(unit) > float64(MaxHint):

@@ -48,6 +48,16 @@ func TestAWaitHintIsReadInEveryForm(t *testing.T) {
 		{"words", []string{"Retry-After", "soon", "Retry-After-Ms", ""}, `{"retry_after_ms":"later"}`, 0},
 		{"of two headers the longer", []string{"Retry-After", "1", "Retry-After-Ms", "1700"}, ``, 1700 * ms},
 		{"of one header twice the longer", []string{"Retry-After", "1", "Retry-After", "4"}, ``, 4 * time.Second},
+		{"of one line with several the longest", []string{"Retry-After", "1, 6,2"}, ``, 6 * time.Second},
+		{"of one line of milliseconds the longest", []string{"Retry-After-Ms", "100,600"}, ``, 600 * ms},
+		{"one line, a number and a date", []string{"Retry-After", "2, " + date(time.Minute, http.TimeFormat)}, ``, time.Minute},
+		{"one line, a date and a number", []string{"Retry-After", date(time.Minute, http.TimeFormat) + ",90"}, ``, 90 * time.Second},
+		{"one line, dates", []string{"Retry-After", strings.Join([]string{
+			date(time.Minute, "Monday, 02-Jan-06 15:04:05 GMT"), date(2*time.Minute, time.ANSIC), date(time.Second, http.TimeFormat),
+		}, ",")}, ``, 2 * time.Minute},
+		{"one line, with nothing between commas", []string{"Retry-After", ", 3,,"}, ``, 3 * time.Second},
+		{"one line, a number and words", []string{"Retry-After", "7, soon"}, ``, 7 * time.Second},
+		{"hexadecimal", []string{"Retry-After", "0x1p4", "Retry-After-Ms", "0X10"}, `{"retry_after_s":"0x1p4"}`, 0},
 		{"of header and body the longer", []string{"Retry-After", "1"}, `{"retry_after_ms":1200}`, 1200 * ms},
 		{"one that is wrong beside one that is not", []string{"Retry-After", "soon"}, `{"retry_after_s":3}`, 3 * time.Second},
 		{"in the body of no object", nil, `[{"retry_after_s":3}]`, 0},
@@ -91,6 +101,9 @@ func TestAWaitThatCannotBeGrantedIsToldOf(t *testing.T) {
 		{"negative", nil, `{"retry_after_s":-1}`, "-1"},
 		{"words", []string{"Retry-After-Ms", "soon"}, ``, "soon"},
 		{"two", []string{"Retry-After", "1", "Retry-After", "2"}, ``, "1, 2"},
+		{"two in one line", []string{"Retry-After", "1,6"}, ``, "1, 6"},
+		{"one and a comma", []string{"Retry-After", "1,"}, ``, ""},
+		{"hexadecimal", []string{"Retry-After", "0x1p4"}, ``, "0x1p4"},
 		{"a long one", []string{"Retry-After", strings.Repeat("9", 400)}, ``, strings.Repeat("9", maxOddHint-len("…")) + "…"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

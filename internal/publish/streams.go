@@ -23,6 +23,8 @@ type Options struct {
 	MaxAckPending   *int           // requests held by all bridges together; default 200,000
 	Timeout         *time.Duration // of requests that name none: what stands has to keep logs for longer
 	Bridges         bool           // with the bucket in which bridges that share a rate count each other
+	// Check is asked of the consumer, that stands or is to be made, before anything is made; nil: nothing.
+	Check func(consumer jetstream.ConsumerConfig, stands bool) error
 }
 
 // DefaultAckWait is how long a bridge may be silent before another one gets its requests, where nobody says otherwise.
@@ -109,7 +111,10 @@ func (n Names) ConsumerConfig(o Options) jetstream.ConsumerConfig {
 }
 
 // MismatchError lists how what stands differs from what a bridge needs. Nothing has been changed.
-type MismatchError struct{ Differences []string }
+type MismatchError struct {
+	Differences []string
+	Asked       bool // all of them from what the Options ask for
+}
 
 func (e *MismatchError) Error() string {
 	return "streams or consumer stand with another configuration, and were left as they are:\n  " +
@@ -117,10 +122,10 @@ func (e *MismatchError) Error() string {
 }
 
 // Ensure creates the streams and the consumer of n that are missing, and checks those that stand. It returns the
-// consumer's configuration in force. When anything that stands differs it returns a *MismatchError and has changed
-// nothing. Where all stand it only reads: a bridge may do without the permission to create.
+// consumer's configuration in force. When anything that stands differs it returns a *MismatchError, when o.Check fails its
+// error, and has changed nothing. Where all stand it only reads: a bridge may do without the permission to create.
 func Ensure(ctx context.Context, js jetstream.JetStream, n Names, o Options) (jetstream.ConsumerConfig, error) {
-	var differences []string
+	differences := differ{}
 	var missing []jetstream.StreamConfig
 	consumer, found := n.ConsumerConfig(o), false
 	for _, want := range n.Streams(o) {
@@ -135,24 +140,29 @@ func Ensure(ctx context.Context, js jetstream.JetStream, n Names, o Options) (je
 		if err != nil {
 			return consumer, fmt.Errorf("look up stream %s: %w", want.Name, err)
 		}
-		differences = append(differences, n.streamDifferences(stream.CachedInfo().Config, want, o)...)
+		differences.add(n.streamDifferences(stream.CachedInfo().Config, want, o))
 		if want.Name != n.WorkStream() {
 			continue
 		}
 		switch standing, err := stream.Consumer(ctx, n.Consumer()); {
 		case err == nil:
-			differences = append(differences, n.consumerDifferences(standing.CachedInfo().Config, consumer, o)...)
+			differences.add(n.consumerDifferences(standing.CachedInfo().Config, consumer, o))
 			consumer, found = standing.CachedInfo().Config, true
 		case errors.Is(err, jetstream.ErrNotPullConsumer):
 			d := differ{where: n.consumerPlace()}
 			d.check("delivery", "push", "pull")
-			differences = append(differences, d.found...)
+			differences.add(d)
 		case !errors.Is(err, jetstream.ErrConsumerNotFound):
 			return consumer, fmt.Errorf("look up consumer %s of %s: %w", n.Consumer(), want.Name, err)
 		}
 	}
-	if len(differences) > 0 {
-		return consumer, &MismatchError{differences}
+	if len(differences.found) > 0 {
+		return consumer, &MismatchError{differences.found, !differences.needed}
+	}
+	if o.Check != nil {
+		if err := o.Check(consumer, found); err != nil {
+			return consumer, err
+		}
 	}
 	for _, want := range missing {
 		// Another bridge may create the same at the same time; an equal configuration is no error.
@@ -170,7 +180,7 @@ func Ensure(ctx context.Context, js jetstream.JetStream, n Names, o Options) (je
 	return created.CachedInfo().Config, nil
 }
 
-func (n Names) streamDifferences(have, want jetstream.StreamConfig, o Options) []string {
+func (n Names) streamDifferences(have, want jetstream.StreamConfig, o Options) differ {
 	d := differ{where: "stream " + want.Name}
 	slices.Sort(have.Subjects)
 	slices.Sort(want.Subjects)
@@ -188,37 +198,37 @@ func (n Names) streamDifferences(have, want jetstream.StreamConfig, o Options) [
 		d.check("max msgs per subject", have.MaxMsgsPerSubject, want.MaxMsgsPerSubject)
 	}
 	if o.Replicas != nil {
-		d.check("replicas", have.Replicas, want.Replicas)
+		d.asked("replicas", have.Replicas, want.Replicas)
 	}
 	switch want.Name {
 	case n.WorkStream():
 		d.check("max age", have.MaxAge, want.MaxAge)
 	case n.StatesStream():
 		if o.StatesMaxAge != nil {
-			d.check("max age", have.MaxAge, want.MaxAge)
+			d.asked("max age", have.MaxAge, want.MaxAge)
 		}
 		if o.Timeout != nil && have.MaxAge > 0 && have.MaxAge <= *o.Timeout {
-			d.check("max age", have.MaxAge, fmt.Sprintf("more than %v (--timeout)", *o.Timeout))
+			d.asked("max age", have.MaxAge, fmt.Sprintf("more than %v (--timeout)", *o.Timeout))
 		}
 	case n.ResultsStream():
 		if o.ResultsMaxAge != nil {
-			d.check("max age", have.MaxAge, want.MaxAge)
+			d.asked("max age", have.MaxAge, want.MaxAge)
 		}
 		if o.ResultsMaxBytes != nil {
-			d.check("max bytes", have.MaxBytes, want.MaxBytes)
+			d.asked("max bytes", have.MaxBytes, want.MaxBytes)
 		}
 		if o.CompressResults != nil {
-			d.check("compression", have.Compression, want.Compression)
+			d.asked("compression", have.Compression, want.Compression)
 		}
 	case n.BridgesStream():
 		if least := want.MaxAge / 2; have.MaxAge > 0 && have.MaxAge < least {
 			d.check("max age", have.MaxAge, fmt.Sprintf("at least %v (AckWait and %v)", least, bridgesSilence))
 		}
 	}
-	return d.found
+	return d
 }
 
-func (n Names) consumerDifferences(have, want jetstream.ConsumerConfig, o Options) []string {
+func (n Names) consumerDifferences(have, want jetstream.ConsumerConfig, o Options) differ {
 	d := differ{where: n.consumerPlace()}
 	d.check("headers only", have.HeadersOnly, want.HeadersOnly)
 	d.check("ack policy", have.AckPolicy, want.AckPolicy)
@@ -226,12 +236,13 @@ func (n Names) consumerDifferences(have, want jetstream.ConsumerConfig, o Option
 	d.check("backoff", fmt.Sprint(have.BackOff), fmt.Sprint(want.BackOff))
 	d.check("filter subjects", have.FilterSubject+strings.Join(have.FilterSubjects, ","), "")
 	if o.AckWait != nil {
-		d.check("ack wait (--ack-wait)", have.AckWait, want.AckWait)
+		d.asked("ack wait (--ack-wait)", have.AckWait, want.AckWait)
 	}
 	if o.MaxAckPending != nil {
-		d.check("max ack pending (--max-ack-pending)", have.MaxAckPending, want.MaxAckPending)
+		d.asked("max ack pending (--max-ack-pending)", have.MaxAckPending, want.MaxAckPending,
+			fmt.Sprintf(": nats consumer edit %s %s --max-pending=%d", n.WorkStream(), n.Consumer(), want.MaxAckPending))
 	}
-	return d.found
+	return d
 }
 
 func (n Names) consumerPlace() string {
@@ -239,13 +250,26 @@ func (n Names) consumerPlace() string {
 }
 
 type differ struct {
-	where string
-	found []string
+	where  string
+	found  []string
+	needed bool // one of them is what no bridge can do without
 }
 
+func (d *differ) add(more differ) {
+	d.found, d.needed = append(d.found, more.found...), d.needed || more.needed
+}
+
+// check compares what every bridge needs.
 func (d *differ) check(field string, have, want any) {
+	before := len(d.found)
+	d.asked(field, have, want)
+	d.needed = d.needed || len(d.found) > before
+}
+
+// asked compares what somebody asked for.
+func (d *differ) asked(field string, have, want any, mend ...string) {
 	if h, w := fmt.Sprint(have), fmt.Sprint(want); h != w {
-		d.found = append(d.found, fmt.Sprintf("%s: %s is %s, want %s", d.where, field, h, w))
+		d.found = append(d.found, fmt.Sprintf("%s: %s is %s, want %s%s", d.where, field, h, w, strings.Join(mend, "")))
 	}
 }
 

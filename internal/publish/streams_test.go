@@ -2,6 +2,7 @@ package publish
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -147,6 +148,27 @@ func TestOptionsShapeWhatIsMade(t *testing.T) {
 	})
 }
 
+func TestAConsumerThatDoesNotSuitIsNotMade(t *testing.T) {
+	bubble(t, noStreams, func(t *testing.T, g *rig) {
+		unfit := errors.New("too small")
+		asked := map[bool]int{}
+		check := Options{Check: func(consumer jetstream.ConsumerConfig, stands bool) error {
+			asked[stands] = consumer.MaxAckPending
+			return unfit
+		}}
+		before := g.standing()
+		_, err := Ensure(g.ctx, g.js, tinker, check)
+		require.ErrorIs(t, err, unfit)
+		require.Equal(t, before, g.standing())
+		pending := 7
+		_, err = Ensure(g.ctx, g.js, tinker, Options{MaxAckPending: &pending})
+		require.NoError(t, err)
+		_, err = Ensure(g.ctx, g.js, tinker, check)
+		require.ErrorIs(t, err, unfit)
+		require.Equal(t, map[bool]int{false: 200_000, true: 7}, asked)
+	})
+}
+
 func TestAnOptionThatDiffersFromWhatStandsIsNamed(t *testing.T) {
 	three, hour, eightDays, bytes, yes, wait, pending := 3, time.Hour, 8*24*time.Hour, int64(1<<20), true, time.Minute, 5
 	for _, c := range []struct {
@@ -166,7 +188,7 @@ func TestAnOptionThatDiffersFromWhatStandsIsNamed(t *testing.T) {
 		{"compression", Options{CompressResults: &yes}, []string{"stream TINKER_RESULTS: compression is None, want S2"}},
 		{"consumer", Options{AckWait: &wait, MaxAckPending: &pending}, []string{
 			"consumer bridge of stream TINKER_WORK: ack wait (--ack-wait) is 2m0s, want 1m0s",
-			"consumer bridge of stream TINKER_WORK: max ack pending (--max-ack-pending) is 200000, want 5",
+			"consumer bridge of stream TINKER_WORK: max ack pending (--max-ack-pending) is 200000, want 5: nats consumer edit TINKER_WORK bridge --max-pending=5",
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -178,6 +200,7 @@ func TestAnOptionThatDiffersFromWhatStandsIsNamed(t *testing.T) {
 				var mismatch *MismatchError
 				require.ErrorAs(t, err, &mismatch)
 				require.Equal(t, c.want, mismatch.Differences)
+				require.True(t, mismatch.Asked)
 				for _, d := range c.want {
 					require.ErrorContains(t, err, d)
 				}
@@ -236,6 +259,7 @@ func TestStreamsThatStandOtherwiseAreNamedAndLeftAlone(t *testing.T) {
 				var mismatch *MismatchError
 				require.ErrorAs(t, err, &mismatch)
 				require.Equal(t, c.want, mismatch.Differences)
+				require.False(t, mismatch.Asked)
 				require.Equal(t, before, g.standing(), "nothing is changed, and nothing that is missing is made")
 			})
 		})
