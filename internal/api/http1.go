@@ -342,7 +342,7 @@ func (b *answerBody) Read(p []byte) (n int, err error) {
 		return 0, b.err
 	}
 	if n, b.err = b.ReadCloser.Read(p); b.err != nil {
-		b.end(b.err == io.EOF)
+		b.end(errors.Is(b.err, io.EOF))
 	}
 	return n, b.err
 }
