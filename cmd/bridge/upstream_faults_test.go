@@ -265,6 +265,8 @@ func waits() []upstreamFault {
 		asks("a date in the past", first, "Fri, 31 Dec 1999 23:59:59 GMT"),
 		asks("a date in a thousand years", api.MaxHint, "Wed, 31 Dec 3025 23:59:59 GMT"),
 		asks("two, 3 and 20", 20*time.Second, "3", "20"),
+		asks("two in one line, 3 and 20", 20*time.Second, "3, 20"),
+		asks("hexadecimal", first, "0x1p4"),
 		asks("a number and words", 7*time.Second, "7", "soon"),
 	}
 }
