@@ -5,6 +5,8 @@ import (
 	"context"
 	"log/slog"
 	"math"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -63,6 +65,7 @@ type member struct {
 	*Member
 	nc      *nats.Conn
 	log     bytes.Buffer
+	mu      sync.Mutex
 	changes []int
 	before  []int // Size when that was told
 	cancel  context.CancelFunc
@@ -78,6 +81,8 @@ func (g *team) joinAt(rate float64) *member {
 	m.Member = New(Config{
 		JetStream: js, Bucket: bucket, Make: g.make, AckWait: ackWait, Rate: rate, Log: slog.New(slog.NewTextHandler(&m.log, nil)),
 		Changed: func(parts int) {
+			m.mu.Lock()
+			defer m.mu.Unlock()
 			m.changes, m.before = append(m.changes, parts), append(m.before, m.Size())
 		},
 	})
@@ -89,6 +94,18 @@ func (g *team) joinAt(rate float64) *member {
 	}()
 	g.t.Cleanup(m.leave)
 	return m
+}
+
+// changed is what was told so far, and Size at that moment.
+func (m *member) changed() (parts, before []int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.changes), slices.Clone(m.before)
+}
+
+func (m *member) parts() []int {
+	parts, _ := m.changed()
+	return parts
 }
 
 // leave ends a member in order.
@@ -124,8 +141,10 @@ func TestANewMemberCountsBeforeItMayPoll(t *testing.T) {
 		after(time.Second)
 		require.Equal(t, 2, second.Size())
 		after(time.Minute)
-		require.Equal(t, [][]int{{1, 2}, {2}}, [][]int{first.changes, second.changes}, "only changes are told")
-		require.Equal(t, [][]int{{0, 1}, {0}}, [][]int{first.before, second.before}, "before Size says so")
+		firsts, firstBefore := first.changed()
+		seconds, secondBefore := second.changed()
+		require.Equal(t, [][]int{{1, 2}, {2}}, [][]int{firsts, seconds}, "only changes are told")
+		require.Equal(t, [][]int{{0, 1}, {0}}, [][]int{firstBefore, secondBefore}, "before Size says so")
 
 		second.leave()
 		after(1100 * time.Millisecond)
@@ -162,7 +181,7 @@ func TestAMemberThatCannotReachTheBucketKeepsItsPartForALease(t *testing.T) {
 		g.deny.Store(false) // it is made anew, by whoever comes first
 		after(5 * time.Second)
 		require.Equal(t, []int{2, 2}, []int{first.Size(), second.Size()})
-		require.Equal(t, []int{2, 2}, second.changes)
+		require.Equal(t, []int{2, 2}, second.parts())
 	})
 }
 
@@ -179,7 +198,7 @@ func TestWhatElseIsInTheBucketIsNoMember(t *testing.T) {
 		}
 		after(2 * time.Second)
 		require.Equal(t, 1, first.Size())
-		require.Equal(t, []int{1}, first.changes)
+		require.Equal(t, []int{1}, first.parts())
 		first.leave()
 		left, err := kv.ListKeys(t.Context())
 		require.NoError(t, err)
@@ -197,16 +216,16 @@ func TestMembersThatDifferKeepToTheLeastRateOfThoseWhoLive(t *testing.T) {
 	bubble(t, func(t *testing.T, g *team) {
 		fast, also := g.joinAt(60), g.joinAt(60)
 		after(5 * time.Second)
-		require.Equal(t, []int{2}, fast.changes)
+		require.Equal(t, []int{2}, fast.parts())
 		require.Zero(t, fast.told(differ))
 
 		slow := g.joinAt(20)
 		after(1200 * time.Millisecond)
-		require.Equal(t, []int{2, 9}, fast.changes, "20/3 is 60/9, and the others keep to that")
+		require.Equal(t, []int{2, 9}, fast.parts(), "20/3 is 60/9, and the others keep to that")
 		require.Zero(t, slow.Size(), "before this one begins")
 		after(time.Minute)
-		require.Equal(t, []int{3}, slow.changes)
-		require.Equal(t, []int{2, 9}, fast.changes)
+		require.Equal(t, []int{3}, slow.parts())
+		require.Equal(t, []int{2, 9}, fast.parts())
 		for _, m := range []*member{fast, also, slow} {
 			require.Equal(t, 1, m.told(differ))
 			require.Equal(t, 1, m.told("least=20 most=60 hint="))
@@ -215,12 +234,12 @@ func TestMembersThatDifferKeepToTheLeastRateOfThoseWhoLive(t *testing.T) {
 
 		also.leave()
 		after(1100 * time.Millisecond)
-		require.Equal(t, []int{2, 9, 6}, fast.changes)
+		require.Equal(t, []int{2, 9, 6}, fast.parts())
 		slow.die()
 		after(ackWait)
-		require.Equal(t, []int{2, 9, 6}, fast.changes, "a dead one counts, and so does its rate")
+		require.Equal(t, []int{2, 9, 6}, fast.parts(), "a dead one counts, and so does its rate")
 		after(5 * time.Second)
-		require.Equal(t, []int{2, 9, 6, 1}, fast.changes)
+		require.Equal(t, []int{2, 9, 6, 1}, fast.parts())
 		require.Equal(t, []int{1, 1}, []int{fast.told(differ), fast.told(same)})
 	})
 }
@@ -239,7 +258,7 @@ func TestARateThatChangesIsKeptToThoughAsManyAreThere(t *testing.T) {
 			require.NoError(t, err)
 			after(1100 * time.Millisecond)
 			require.Equal(t, 2, first.Size())
-			require.Equal(t, c.parts, first.changes[len(first.changes)-1], c.value)
+			require.Equal(t, c.parts, first.parts()[len(first.parts())-1], c.value)
 		}
 	})
 }

@@ -192,6 +192,7 @@ func TestHoweverOftenAnIDIsSubmittedEachSubmissionIsLookedAtOnce(t *testing.T) {
 		for i := range leases {
 			e.Add([]Request{request("a", &leases[i])})
 		}
+		synctest.Wait()
 		require.Equal(t, 1, e.Held())
 		require.LessOrEqual(t, first.times-before, n)
 		stop()
