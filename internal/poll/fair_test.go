@@ -61,12 +61,12 @@ func TestWhereTheLearntRateBindsNobodyWaitsTwiceAsLongEither(t *testing.T) {
 					return o
 				}), &fakeSink{}, func(c *Config) { c.MaxPolls = 1024 })
 				crowd(e, c.requests)
-				pass(20 * time.Minute)
+				pass(10 * time.Minute)
 				stop()
 				require.Len(t, worst, c.requests)
 				most := time.Duration(0)
 				for id, w := range worst {
-					most = max(most, w, 20*time.Minute-due[id].Sub(begin))
+					most = max(most, w, 10*time.Minute-due[id].Sub(begin))
 				}
 				mean := waited / time.Duration(polls)
 				t.Logf("%d polls, mean wait %v, worst %v", polls, mean, most)
