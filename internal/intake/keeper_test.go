@@ -2,12 +2,10 @@ package intake
 
 import (
 	"bytes"
-	"context"
 	"net"
 	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -348,15 +346,7 @@ func TestABurstDoesNotTakeBackWhatWasHandedBackForLater(t *testing.T) {
 
 func TestALeaseInDoubtIsNotHandedBack(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		var since atomic.Pointer[time.Time]
-		elect := func() { now := time.Now().UTC(); since.Store(&now) }
-		elect()
-		b := w.bridge(func(c *Config) {
-			c.Consumer = func(ctx context.Context) (Consumer, error) {
-				found, err := w.consumer(ctx)
-				return elected{found, &since}, err
-			}
-		})
+		b, elect := w.bridgeWithElections()
 		b.run(true)
 		time.Sleep(35 * time.Second)
 		w.submit("new")

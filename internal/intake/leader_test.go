@@ -32,17 +32,22 @@ func (e elected) Info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
 	return e.with(info), nil
 }
 
+// bridgeWithElections is a bridge whose consumer has another leader after each call of elect.
+func (w *world) bridgeWithElections() (b *bridge, elect func()) {
+	var since atomic.Pointer[time.Time]
+	elect = func() { now := time.Now().UTC(); since.Store(&now) }
+	elect()
+	return w.bridge(func(c *Config) {
+		c.Consumer = func(ctx context.Context) (Consumer, error) {
+			found, err := w.consumer(ctx)
+			return elected{found, &since}, err
+		}
+	}), elect
+}
+
 func TestWhatANewLeaderMayNotKnowOfIsNotExtended(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		var since atomic.Pointer[time.Time]
-		elect := func() { now := time.Now().UTC(); since.Store(&now) }
-		elect()
-		b := w.bridge(func(c *Config) {
-			c.Consumer = func(ctx context.Context) (Consumer, error) {
-				found, err := w.consumer(ctx)
-				return elected{found, &since}, err
-			}
-		})
+		b, elect := w.bridgeWithElections()
 		start := time.Now()
 		b.run(true)
 		w.submit("old")
