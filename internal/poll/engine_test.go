@@ -389,6 +389,29 @@ func TestADrainHandsOverHowLongTheUpstreamAskedToWait(t *testing.T) {
 	}
 }
 
+func TestATimeOutTellsWhyNothingCame(t *testing.T) {
+	for _, c := range []struct {
+		says  api.Outcome
+		polls int // in flight
+		want  string
+	}{
+		{unreachable(), 1, "; at last: " + unreachable().Failure.Message},
+		{pending(), 0, "; at last: it was never polled, for limits had it wait"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			sink := &fakeSink{}
+			e, stop := engine(t, scripted(c.says), sink, func(cfg *Config) { cfg.MaxPolls = c.polls })
+			r := request("a", &fakeLease{})
+			r.State.Deadline = r.State.Submitted.Add(10 * time.Second)
+			e.Add([]Request{r})
+			pass(2 * time.Minute)
+			stop()
+			require.Len(t, sink.results["a"], 1)
+			require.Contains(t, sink.results["a"][0].Failure.Message, c.want)
+		})
+	}
+}
+
 func TestTheEndOfTheContextBreaksPollsOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e, stop := engine(t, &script{answers: []answer{{completed("{}"), time.Hour}}}, &fakeSink{}, nil)
